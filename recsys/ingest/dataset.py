@@ -1,0 +1,193 @@
+"""The dataset artifact: users, items, sequences and where they are split. Needs only numpy and pyarrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys import schema
+from recsys.artifacts import Artifact
+
+Part = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of int32 laid end to end: row r is `values[offsets[r]:offsets[r + 1]]`."""
+
+    offsets: npt.NDArray[np.int64]  # [n_rows + 1]
+    values: npt.NDArray[np.int32]  # [n_values]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of values of each row, [n_rows]."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All users' events, laid end to end in the order of user_idx and, within a user, of time.
+
+    User u's events are the slice `offsets[u]:offsets[u + 1]` of every array.
+    """
+
+    offsets: npt.NDArray[np.int64]  # [n_users + 1]
+    item_idx: npt.NDArray[np.int32]  # [n_events]
+    event_type: npt.NDArray[np.int8]  # [n_events], codes: the place in Dataset.event_types
+    timestamp: npt.NDArray[np.int64]  # [n_events], microseconds since 1970, UTC
+    session: npt.NDArray[np.int32]  # [n_events], 0, 1, … within the user
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of events of each user, [n_users]."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Per user, where train ends and where validation ends (event counts from the sequence's start)."""
+
+    protocol: str  # "temporal" or "leave_one_out"
+    train_end: npt.NDArray[np.int32]  # [n_users]
+    valid_end: npt.NDArray[np.int32]  # [n_users]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Who is asked what in one part of the split: a user's history ends at `history_end`, `targets` came after.
+
+    A user stands here only when there is a target. A user without a history (first seen in this part) does too.
+    """
+
+    user_idx: npt.NDArray[np.int32]  # [n_cases]
+    history_end: npt.NDArray[np.int32]  # [n_cases], number of the user's events that came before
+    targets: Ragged  # n_cases rows of distinct item_idx
+
+    def __len__(self) -> int:
+        return len(self.user_idx)
+
+
+class Dataset(Artifact):
+    """What `recsys ingest` writes.
+
+    Files: `users.parquet`, `items.parquet`, `sequences.parquet`, `splits.parquet`, `quarantine.parquet`
+    (schemas in `recsys.schema`); the manifest counts rows in, kept, quarantined by reason and merged by reason.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    stage: ClassVar[str] = "ingest"
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """Names of the event types; a code in `Sequences.event_type` is a place in this tuple."""
+        return tuple(self.manifest["info"]["event_types"])
+
+    @property
+    def protocol(self) -> str:
+        """How the sequences are split: "temporal" or "leave_one_out"."""
+        return str(self.manifest["info"]["protocol"])
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """Columns of `schema.USERS`, row u is user_idx u."""
+        return pq.read_table(self.path / "users.parquet")
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """Columns of `schema.ITEMS`, row i is item_idx i."""
+        return pq.read_table(self.path / "items.parquet")
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return int(self.users.num_rows)
+
+    @property
+    def n_items(self) -> int:
+        """Number of catalogue items, those without any event included."""
+        return int(self.items.num_rows)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """All events as flat arrays (17 bytes an event)."""
+        table = pq.read_table(self.path / "sequences.parquet").combine_chunks()
+        lists = {name: _list_array(table, name) for name in table.column_names if name != schema.USER_IDX}
+        first = lists[schema.ITEM_IDX]
+        offsets = np.asarray(first.offsets, dtype=np.int64)
+        return Sequences(
+            offsets=offsets - offsets[0],
+            item_idx=np.asarray(first.flatten()),
+            event_type=np.asarray(lists[schema.EVENT_TYPE].flatten()),
+            timestamp=np.asarray(lists[schema.TIMESTAMP].flatten()),
+            session=np.asarray(lists["session"].flatten()),
+        )
+
+    @cached_property
+    def split(self) -> Split:
+        """Where each user's sequence is cut."""
+        table = pq.read_table(self.path / "splits.parquet")
+        return Split(
+            protocol=self.protocol,
+            train_end=table["train_end"].to_numpy(),
+            valid_end=table["valid_end"].to_numpy(),
+        )
+
+    @cached_property
+    def train(self) -> Sequences:
+        """The training part of every sequence: the only events that a model or a baseline may be fitted on."""
+        return cut(self.sequences, self.split.train_end)
+
+    def cases(self, part: Part) -> Cases:
+        """The users to ask in one part of the split, with their targets (distinct items, first occurrence first)."""
+        sequences, split = self.sequences, self.split
+        start = split.train_end if part == "valid" else split.valid_end
+        end = split.valid_end if part == "valid" else sequences.lengths.astype(np.int32)
+        users = np.flatnonzero(end > start).astype(np.int32)
+        begin = sequences.offsets[users] + start[users]
+        count = (end - start)[users].astype(np.int64)
+        place = np.repeat(begin - np.cumsum(count) + count, count) + np.arange(count.sum())
+        items, row = sequences.item_idx[place], np.repeat(np.arange(len(users)), count)
+        _, first = np.unique(row * np.int64(self.n_items) + items, return_index=True)
+        first.sort()
+        offsets = np.zeros(len(users) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(row[first], minlength=len(users)), out=offsets[1:])
+        return Cases(users, start[users], Ragged(offsets, items[first]))
+
+    def history(self, user: int, end: int | None = None, *, last: int | None = None) -> npt.NDArray[np.int32]:
+        """The items of one user's first `end` events (all by default), the `last` of them, oldest first."""
+        begin, stop = self.sequences.offsets[user], self.sequences.offsets[user + 1]
+        stop = stop if end is None else begin + end
+        begin = begin if last is None else max(begin, stop - last)
+        return self.sequences.item_idx[begin:stop]
+
+
+def cut(sequences: Sequences, end: npt.NDArray[np.int32]) -> Sequences:
+    """The first `end[u]` events of every user u, as flat arrays of their own."""
+    lengths = sequences.lengths
+    keep = np.arange(lengths.sum()) - np.repeat(sequences.offsets[:-1], lengths) < np.repeat(end, lengths)
+    offsets = np.zeros(len(end) + 1, dtype=np.int64)
+    np.cumsum(end, out=offsets[1:])
+    return Sequences(
+        offsets,
+        sequences.item_idx[keep],
+        sequences.event_type[keep],
+        sequences.timestamp[keep],
+        sequences.session[keep],
+    )
+
+
+def _list_array(table: pa.Table, name: str) -> pa.ListArray:
+    column = table[name]
+    return column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
