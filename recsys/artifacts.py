@@ -236,7 +236,7 @@ def write_json(path: Path, content: Any) -> None:
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 @contextmanager
@@ -273,10 +273,10 @@ def _publish(folder: Path, out: Path, versions: Path) -> None:
     previous = out.resolve() if out.is_symlink() else None
     if target.exists():  # a forced rebuild of the same recipe
         target = versions / f"{folder.name}-{time.time_ns():x}"
-    os.rename(folder, target)
+    folder.rename(target)
     link = out.with_name(f".{out.name}.{os.getpid()}.link")
     link.unlink(missing_ok=True)
     link.symlink_to(target.relative_to(out.parent))
-    os.replace(link, out)
+    link.replace(out)
     if previous is not None and previous.parent == versions.resolve():
         shutil.rmtree(previous, ignore_errors=True)

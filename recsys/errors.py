@@ -46,6 +46,5 @@ class MissingExtraError(RecsysError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this needs the package {package!r}, which is not installed\n"
-            f"  to do:    pip install 'recsys[{extra}]'"
+            f"this needs the package {package!r}, which is not installed\n  to do:    pip install 'recsys[{extra}]'"
         )

@@ -38,12 +38,12 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Sequences:
-    """All users' events, laid end to end in the order of user_idx and, within a user, of time.
+    """Event histories, one row each (all users of a dataset, or any selection), laid end to end, oldest event first.
 
-    User u's events are the slice `offsets[u]:offsets[u + 1]` of every array.
+    Row r's events are the slice `offsets[r]:offsets[r + 1]` of every array.
     """
 
-    offsets: npt.NDArray[np.int64]  # [n_users + 1]
+    offsets: npt.NDArray[np.int64]  # [n_rows + 1]
     item_idx: npt.NDArray[np.int32]  # [n_events]
     event_type: npt.NDArray[np.int8]  # [n_events], codes: the place in Dataset.event_types
     timestamp: npt.NDArray[np.int64]  # [n_events], microseconds since 1970, UTC
@@ -51,8 +51,11 @@ class Sequences:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of events of each user, [n_users]."""
+        """Number of events of each row, [n_rows]."""
         return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True)
@@ -155,15 +158,26 @@ class Dataset(Artifact):
         start = split.train_end if part == "valid" else split.valid_end
         end = split.valid_end if part == "valid" else sequences.lengths.astype(np.int32)
         users = np.flatnonzero(end > start).astype(np.int32)
-        begin = sequences.offsets[users] + start[users]
         count = (end - start)[users].astype(np.int64)
-        place = np.repeat(begin - np.cumsum(count) + count, count) + np.arange(count.sum())
-        items, row = sequences.item_idx[place], np.repeat(np.arange(len(users)), count)
+        items = take(sequences, sequences.offsets[users] + start[users], count).item_idx
+        row = np.repeat(np.arange(len(users)), count)
         _, first = np.unique(row * np.int64(self.n_items) + items, return_index=True)
         first.sort()
         offsets = np.zeros(len(users) + 1, dtype=np.int64)
         np.cumsum(np.bincount(row[first], minlength=len(users)), out=offsets[1:])
         return Cases(users, start[users], Ragged(offsets, items[first]))
+
+    def histories(
+        self,
+        users: npt.NDArray[np.int32],
+        end: npt.NDArray[np.int32] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Sequences:
+        """Row r: the first `end[r]` events of `users[r]` (all by default), of these the `last` (all by default)."""
+        stop = self.sequences.lengths[users] if end is None else end.astype(np.int64)
+        start = np.zeros_like(stop) if last is None else np.maximum(stop - last, 0)
+        return take(self.sequences, self.sequences.offsets[users] + start, stop - start)
 
     def history(self, user: int, end: int | None = None, *, last: int | None = None) -> npt.NDArray[np.int32]:
         """The items of one user's first `end` events (all by default), the `last` of them, oldest first."""
@@ -175,16 +189,20 @@ class Dataset(Artifact):
 
 def cut(sequences: Sequences, end: npt.NDArray[np.int32]) -> Sequences:
     """The first `end[u]` events of every user u, as flat arrays of their own."""
-    lengths = sequences.lengths
-    keep = np.arange(lengths.sum()) - np.repeat(sequences.offsets[:-1], lengths) < np.repeat(end, lengths)
-    offsets = np.zeros(len(end) + 1, dtype=np.int64)
-    np.cumsum(end, out=offsets[1:])
+    return take(sequences, sequences.offsets[:-1], end.astype(np.int64))
+
+
+def take(sequences: Sequences, begin: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> Sequences:
+    """Rows of their own: row r is the `count[r]` events from place `begin[r]` of the flat arrays on."""
+    offsets = np.zeros(len(count) + 1, dtype=np.int64)
+    np.cumsum(count, out=offsets[1:])
+    place = np.repeat(begin - offsets[:-1], count) + np.arange(offsets[-1])
     return Sequences(
         offsets,
-        sequences.item_idx[keep],
-        sequences.event_type[keep],
-        sequences.timestamp[keep],
-        sequences.session[keep],
+        sequences.item_idx[place],
+        sequences.event_type[place],
+        sequences.timestamp[place],
+        sequences.session[place],
     )
 
 
