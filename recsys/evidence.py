@@ -122,4 +122,4 @@ def _sum_by_key(
     keys: npt.NDArray[np.int64], values: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     unique, inverse = np.unique(keys, return_inverse=True)
-    return unique, np.bincount(inverse, weights=values, minlength=len(unique))
+    return unique, np.bincount(inverse, weights=values, minlength=len(unique)).astype(np.float64)

@@ -51,7 +51,7 @@ def load_encoder(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     path = encoder_path(encoder)
     try:
         return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path, dtype="float32")

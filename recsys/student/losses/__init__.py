@@ -1,0 +1,1 @@
+"""Losses of the student, one to a file."""

@@ -1,0 +1,68 @@
+"""Cross-entropy of the next item against the whole catalogue, without ever holding all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Gradients are made in the forward pass, block by block, so that a block's logits are all that is held."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: torch.Tensor,
+        items: torch.Tensor,
+        targets: torch.Tensor,
+        block: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        total = queries.new_zeros(())
+        low_items = items.to(dtype)
+        grad_queries = torch.empty_like(queries)
+        grad_items = torch.zeros_like(items)
+        for start in range(0, len(queries), block):
+            rows = slice(start, start + block)
+            low_queries, target = queries[rows].to(dtype), targets[rows, None]
+            logits = (low_queries @ low_items.T).float()
+            normalizer = logits.logsumexp(1, keepdim=True)
+            total += (normalizer - logits.gather(1, target)).sum()
+            probabilities = logits.sub_(normalizer).exp_()
+            probabilities.scatter_add_(1, target, -torch.ones_like(normalizer))
+            error = probabilities.to(dtype)  # d loss / d logits
+            grad_queries[rows] = (error @ low_items).float()
+            grad_items += (error.T @ low_queries).float()
+        ctx.save_for_backward(grad_queries, grad_items)
+        return total / max(len(queries), 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_queries, grad_items = ctx.saved_tensors
+        scale = grad_outputs[0] / max(len(grad_queries), 1)
+        return grad_queries * scale, grad_items * scale, None, None, None
+
+
+def full_softmax(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    block: int = 512,
+) -> torch.Tensor:
+    """Mean over positions of −log softmax(q · vᵀ)[target].
+
+    Args:
+        queries: [n, d] float32, the user tower's output at each position.
+        items: [n_items, d] float32, all item vectors.
+        targets: [n] int64, the item that came next.
+        dtype: in what the products are computed; sums and exponentials stay in float32.
+        block: positions at a time; memory is block × n_items × (4 + width of `dtype`) bytes.
+
+    Returns:
+        A scalar; equal to `torch.nn.functional.cross_entropy(queries @ items.T, targets)` up to rounding.
+    """
+    loss: torch.Tensor = _FullSoftmax.apply(queries, items, targets, block, dtype)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,38 @@
+"""Cross-entropy of the next item against a uniform sample of the catalogue, for catalogues too large for all of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def sampled_softmax(
+    queries: torch.Tensor,
+    target_items: torch.Tensor,
+    targets: torch.Tensor,
+    sampled_items: torch.Tensor,
+    sampled: torch.Tensor,
+    *,
+    n_items: int,
+) -> torch.Tensor:
+    """Mean over positions of −log softmax over {target} ∪ sample, the sample standing for the whole catalogue.
+
+    Each of S uniform draws stands for (n_items − 1)/S items, so log((n_items − 1)/S) is added to its logit (the logQ
+    correction of Bengio & Senécal 2008 for a uniform proposal); a draw that is the target itself is left out.
+
+    Args:
+        queries: [n, d] float32.
+        target_items: [n, d] float32, the vectors of the items that came next.
+        targets: [n] int64, their item_idx.
+        sampled_items: [S, d] float32, the vectors of the draws, shared by all positions.
+        sampled: [S] int64, their item_idx.
+        n_items: size of the catalogue that was drawn from.
+
+    Returns:
+        A scalar.
+    """
+    positive = (queries * target_items).sum(1, keepdim=True)
+    negative = queries @ sampled_items.T + math.log(max(n_items - 1, 1) / len(sampled))
+    negative = negative.masked_fill(targets[:, None] == sampled[None, :], float("-inf"))
+    return (torch.cat([positive, negative], 1).logsumexp(1) - positive[:, 0]).mean()

@@ -1,0 +1,189 @@
+"""The student: an item tower over text and id, a user tower over the history, one dot product between them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from recsys.artifacts import Artifact
+from recsys.ingest.dataset import Sequences
+from recsys.runtime import Runtime
+from recsys.student.config import DistillConfig
+
+
+class ItemTower(nn.Module):
+    """Item vector = projection of the frozen text vector + id embedding.
+
+    An item without a training event has no id embedding of its own (it is kept at zero), so that it has a vector from
+    the moment it has a title; id dropout trains the projection to stand alone.
+    """
+
+    def __init__(self, text: torch.Tensor, known: torch.Tensor, *, dim: int, id_dropout: float) -> None:
+        super().__init__()
+        self.text = nn.Buffer(text, persistent=False)  # [n_items, width] float32
+        self.known = nn.Buffer(known, persistent=False)  # [n_items] bool: has a training event
+        self.project = nn.Linear(text.shape[1], dim)
+        self.ids = nn.Embedding(len(text), dim)
+        self.id_dropout = id_dropout
+        nn.init.normal_(self.project.weight, std=0.05)
+        nn.init.zeros_(self.project.bias)
+        nn.init.normal_(self.ids.weight, std=0.02)
+
+    def forward(self, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors of `items` ([m] int64; all items by default): [m, dim] float32."""
+        text, ids, keep = (
+            (self.text, self.ids.weight, self.known)
+            if items is None
+            else (self.text[items], self.ids(items), self.known[items])
+        )
+        if self.training and self.id_dropout:
+            keep = keep & (torch.rand(len(keep), device=keep.device) >= self.id_dropout)
+        vectors: torch.Tensor = self.project(text) + ids * keep[:, None]
+        return vectors
+
+
+class UserTower(nn.Module):
+    """A causal transformer over [start, event 1, …, event n]: its output at place p knows the first p events."""
+
+    def __init__(
+        self, *, dim: int, layers: int, heads: int, max_history: int, n_event_types: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(dim))
+        self.place = nn.Embedding(max_history + 1, dim)
+        self.event_type = nn.Embedding(n_event_types, dim)
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        block = nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        for embedding in (self.place, self.event_type):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, events: torch.Tensor, event_types: torch.Tensor) -> torch.Tensor:
+        """User vectors after every prefix.
+
+        Args:
+            events: [n, T, dim] item vectors of the history, oldest first, padded on the right.
+            event_types: [n, T] int64 codes.
+
+        Returns:
+            [n, T + 1, dim]: place p holds the vector after p events (padding cannot reach it: attention is causal).
+        """
+        start = self.start.expand(len(events), 1, -1)
+        states = torch.cat([start, events + self.event_type(event_types)], 1) + self.place.weight[: events.shape[1] + 1]
+        length = states.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
+        output: torch.Tensor = self.norm_out(
+            self.blocks(self.dropout(self.norm_in(states)), mask=causal, is_causal=True)
+        )
+        return output.float()
+
+
+class StudentModel(nn.Module):
+    """Both towers."""
+
+    def __init__(self, config: DistillConfig, text: torch.Tensor, known: torch.Tensor, *, n_event_types: int) -> None:
+        super().__init__()
+        self.items = ItemTower(text, known, dim=config.dim, id_dropout=config.id_dropout)
+        self.user = user_tower(config, n_event_types)
+
+
+def user_tower(config: DistillConfig, n_event_types: int) -> UserTower:
+    """Build the user tower that `config` describes, with fresh weights."""
+    return UserTower(
+        dim=config.dim,
+        layers=config.layers,
+        heads=config.heads,
+        max_history=config.max_history,
+        n_event_types=n_event_types,
+        dropout=config.dropout,
+    )
+
+
+def pad_right(
+    rows: Sequences, *, last: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The `last` events of each row as rectangles.
+
+    Returns:
+        item_idx [n, T] (0 for padding), event_type [n, T] (0 for padding), length [n]; T is the longest length.
+    """
+    length = np.minimum(rows.lengths, last)
+    mask = np.arange(max(int(length.max(initial=0)), 1))[None, :] < length[:, None]
+    place = (rows.offsets[1:] - length)[:, None] + np.arange(mask.shape[1])[None, :]
+    items, types = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, np.int64)
+    items[mask] = rows.item_idx[place[mask]]
+    types[mask] = rows.event_type[place[mask]]
+    return items, types, length
+
+
+@torch.inference_mode()
+def encode_users(
+    tower: UserTower, item_vectors: torch.Tensor, histories: Sequences, *, max_history: int, batch: int = 512
+) -> npt.NDArray[np.float32]:
+    """Vectors of users from their histories, [n, dim] float32; rows in the order given, batched by length."""
+    vectors = np.empty((len(histories), item_vectors.shape[1]), dtype=np.float32)
+    order = np.argsort(histories.lengths, kind="stable")
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        items, types, length = pad_right(select(histories, rows), last=max_history)
+        device = item_vectors.device
+        states = tower(item_vectors[torch.from_numpy(items).to(device)], torch.from_numpy(types).to(device))
+        vectors[rows] = (
+            states[torch.arange(len(rows), device=device), torch.from_numpy(length).to(device)].cpu().numpy()
+        )
+    return vectors
+
+
+def select(histories: Sequences, rows: npt.NDArray[np.int64]) -> Sequences:
+    """The given rows, in the given order."""
+    from recsys.ingest.dataset import take
+
+    return take(histories, histories.offsets[rows], histories.lengths[rows])
+
+
+class Student(Artifact):
+    """What `recsys distill` writes: `weights.safetensors` and `item_vectors.npy`."""
+
+    kind: ClassVar[str] = "student"
+    stage: ClassVar[str] = "distill"
+
+    @cached_property
+    def config(self) -> DistillConfig:
+        """The config that it was trained with."""
+        return DistillConfig.model_validate(self.manifest["config"])
+
+    @property
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """[n_items, dim] float32, memory-mapped read-only; a pair's score is the dot product with the user's vector."""
+        return np.load(self.path / "item_vectors.npy", mmap_mode="r")  # type: ignore[no-any-return]  # numpy types it Any
+
+    @cached_property
+    def _tower(self) -> UserTower:
+        tower = user_tower(self.config, int(self.manifest["info"]["n_event_types"]))
+        weights = load_file(self.path / "weights.safetensors")
+        tower.load_state_dict({k.removeprefix("user."): v for k, v in weights.items() if k.startswith("user.")})
+        return tower.eval().requires_grad_(False)
+
+    def user_vectors(self, histories: Sequences, *, runtime: Runtime | None = None) -> npt.NDArray[np.float32]:
+        """Vectors of users from their histories.
+
+        Args:
+            histories: one row per user, oldest event first; only the last `max_history` events are read. An empty row
+                gives the vector of somebody of whom nothing is known.
+            runtime: where to compute.
+
+        Returns:
+            [n, dim] float32.
+        """
+        device = (runtime or Runtime()).torch_device()
+        items = torch.from_numpy(np.array(self.item_vectors)).to(device)
+        return encode_users(self._tower.to(device), items, histories, max_history=self.config.max_history)
