@@ -1,0 +1,51 @@
+"""Config of the evaluate stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MetricName = Literal["recall", "ndcg", "hit_rate", "mrr"]
+
+
+class EvaluateConfig(BaseModel):
+    """What is measured, on whom, against what, and how sure the intervals are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ks: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (5, 10, 20, 50, 100), description="list lengths at which every metric is taken, ascending", min_length=1
+    )
+    primary_metric: MetricName = Field("ndcg", description="metric of the report's verdict")
+    primary_k: int = Field(10, description="list length of the report's verdict; one of ks", ge=1)
+    primary_seen_filtered: bool = Field(
+        True, description="whether the verdict is about lists without items that the user has already seen"
+    )
+    max_users: int = Field(100_000, description="a larger test part is measured on so many users, drawn by seed", ge=1)
+
+    teacher_users: int = Field(
+        1000, description="the teacher is costly: measured on so many of the users, drawn by seed; 0 leaves it out", ge=0
+    )
+    teacher_candidates: int = Field(
+        100, description="unseen items that the teacher reranks per user, from student and ordered item-kNN", ge=1
+    )
+
+    item_knn_neighbours: int = Field(500, description="most similar items that item-kNN keeps for each item", ge=1)
+    item_knn_shrinkage: float = Field(
+        1.0, description="added to the denominator of item-kNN's cosine: damps similarities that rest on few users", ge=0
+    )
+    recent_days: int = Field(
+        7, description="also rank by popularity in the last so many days of train (temporal split only); 0: do not", ge=0
+    )
+
+    n_bootstrap: int = Field(1000, description="bootstrap resamples of the users behind every interval", ge=100)
+    confidence: float = Field(0.95, description="confidence of the intervals", gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _check_ks(self) -> Self:
+        if list(self.ks) != sorted(set(self.ks)):
+            raise ValueError(f"ks = {list(self.ks)} must ascend without repetition")
+        if self.primary_k not in self.ks:
+            raise ValueError(f"primary_k = {self.primary_k} must be one of ks = {list(self.ks)}")
+        return self

@@ -1,0 +1,128 @@
+"""Ranking metrics at k as small objects that give one value per user.
+
+All take the same two arrays: `hits` [n_users, K] bool, whether the item at each rank (best first) is one of the
+user's targets, and `n_targets` [n_users], how many distinct targets the user has. K may be less than k: a list that
+ends early has no hits after its end, and a user without recommendations (a row of False) counts 0. A user without a
+target has no value: NaN, to be left out of a mean.
+
+Relevance is binary. On the definitions below see Herlocker et al., "Evaluating Collaborative Filtering Recommender
+Systems" (TOIS 2004) and Tamm et al., "Quality Metrics in Recommender Systems: Do We Calculate Metrics Consistently?"
+(RecSys 2021), which counts how far libraries diverge under one name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """A metric of the first k ranks.
+
+    Attributes:
+        k: ranks that count.
+    """
+
+    k: int
+    name: ClassVar[str]
+    title: ClassVar[str]
+    definition: ClassVar[str]  # one sentence, for the report
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, not {self.k}")
+
+    @property
+    def column(self) -> str:
+        """Name of the metric's column in tables, such as `ndcg_at_10` (some trackers refuse an "@")."""
+        return f"{self.name}_at_{self.k}"
+
+    def __call__(self, hits: Bools, n_targets: Counts) -> Values:
+        """One value per user, [n_users] in [0, 1]; NaN where `n_targets` is 0."""
+        values = self._values(hits[:, : self.k], np.maximum(n_targets, 1))
+        return np.where(n_targets > 0, values, np.nan)
+
+    @abstractmethod
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        """The metric on lists cut at k, for users with at least one target."""
+
+
+class Recall(Metric):
+    """Share of the user's targets among the first k: |hits in the first k| / |targets|.
+
+    The denominator is the number of targets even where it exceeds k, as in trec_eval (`recall_k`). Some libraries
+    divide by min(k, |targets|) instead, which reads higher.
+    """
+
+    name = "recall"
+    title = "Recall"
+    definition = "share of a user's targets that stand among the first k, averaged over users"
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        return hits.sum(axis=1) / n_targets
+
+
+class HitRate(Metric):
+    """1 if at least one target is among the first k, else 0 (trec_eval's `success_k`).
+
+    With one target per user it equals recall.
+    """
+
+    name = "hit_rate"
+    title = "Hit rate"
+    definition = "share of users with at least one target among the first k"
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        return hits.any(axis=1).astype(np.float64)
+
+
+class NDCG(Metric):
+    """Normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002), binary gains.
+
+    DCG@k = Σ over hits at rank r ≤ k of 1 / log2(r + 1); NDCG@k = DCG@k / the DCG of a list that starts with
+    min(k, |targets|) hits. trec_eval's `ndcg_cut_k`. Libraries that divide by the ideal of k hits whatever the number
+    of targets read several times lower.
+    """
+
+    name = "ndcg"
+    title = "NDCG"
+    definition = (
+        "every target among the first k earns 1 / log2(rank + 1), divided by what the best possible list would earn"
+        " for this user's number of targets, averaged over users"
+    )
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        discount = 1 / np.log2(np.arange(2, self.k + 2))
+        ideal = np.cumsum(discount)[np.minimum(n_targets, self.k) - 1]
+        return (hits @ discount[: hits.shape[1]]) / ideal
+
+
+class MRR(Metric):
+    """Reciprocal rank of the first hit, 0 if it is not among the first k (Voorhees, TREC-8 1999, cut at k)."""
+
+    name = "mrr"
+    title = "MRR"
+    definition = "1 / rank of the first target among the first k, 0 if there is none, averaged over users"
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        if not hits.shape[1]:
+            return np.zeros(len(hits))
+        return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+METRICS: Final[tuple[type[Metric], ...]] = (Recall, NDCG, HitRate, MRR)
+
+
+def metrics_at(ks: Iterable[int]) -> list[Metric]:
+    """Every metric at every k, k by k."""
+    return [metric(k) for k in ks for metric in METRICS]
