@@ -1,0 +1,226 @@
+"""The `recsys` command. Every verb calls the function that a notebook would call, and imports it only when asked to.
+
+Exit codes: 0 done, 2 the input cannot be used, 130 interrupted, 1 anything else. Messages go to stderr, data to stdout.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from recsys import __version__
+from recsys.config import load_config, to_toml, validated
+from recsys.errors import RecsysError
+from recsys.sample.config import SampleConfig
+
+if TYPE_CHECKING:
+    from recsys.api import Run
+
+app = typer.Typer(
+    name="recsys",
+    help="From a shop's logs to tonight's recommendations, and an honest report on how good they are.",
+    epilog="First steps: recsys sample data/sample && recsys run -c pipelines/sample.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # `main` says what went wrong
+    rich_markup_mode=None,  # plain help answers at once and reads the same in a log
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def main() -> NoReturn:
+    """Run the command line: a foreseen error becomes one message and an exit code (RECSYS_DEBUG=1: its traceback)."""
+    try:
+        app()
+    except RecsysError as error:
+        _fail(error, str(error), error.exit_code)
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        place = getattr(error, "filename", None)
+        _fail(
+            error,
+            f"the disk is full{f': {place}' if place else ''}\n"
+            "  expected: room for the artifact that is being written\n"
+            "  to do:    free some space, or set run_dir to another disk, and give the same command again;\n"
+            "            artifacts that were finished before are as they were",
+            2,
+        )
+    sys.exit(0)
+
+
+def _fail(error: Exception, message: str, code: int) -> NoReturn:
+    if os.environ.get("RECSYS_DEBUG"):
+        raise error
+    typer.echo(f"recsys: {message}", err=True)
+    sys.exit(code)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: Python, DuckDB, Arrow and safetensors say it in their own ways."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _examples(*lines: str) -> str:
+    # \b tells the help formatter to keep the lines as they are.
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def _sample_default(field: str) -> Any:
+    return SampleConfig.model_fields[field].default
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="TOML", help="The run's config file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key, e.g. distill.epochs=3. May be repeated."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do it again even if it is up to date.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"recsys {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog=_examples(
+        "recsys sample data/sample",
+        "recsys sample /tmp/big --items 50000 --users 200000 --events 5000000",
+    )
+)
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write the shop to.")],
+    items: Annotated[int, typer.Option(help="Items in the catalogue.")] = _sample_default("n_items"),
+    users: Annotated[int, typer.Option(help="Users.")] = _sample_default("n_users"),
+    events: Annotated[int, typer.Option(help="Events, about.")] = _sample_default("n_events"),
+    days: Annotated[int, typer.Option(help="Days that the log covers.")] = _sample_default("days"),
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and sizes give the same bytes.")] = 0,
+) -> None:
+    """Write a shop to try things on: catalogue, event log, and a few rows as dirty as real ones."""
+    from recsys.sample.sample import write_sample
+
+    sizes = {"n_items": items, "n_users": users, "n_events": events, "days": days}
+    config = validated(SampleConfig, sizes, source="recsys sample")
+    shop = write_sample(out, config, seed=seed)
+    _say(
+        f"sample shop in {shop.path}: {shop.n_items:,} items, {shop.n_users:,} users, {shop.n_events:,} events, "
+        f"{sum(shop.dirty.values()):,} of them dirty"
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "recsys run -c pipelines/sample.toml",
+        "recsys run -c pipelines/sample.toml --from distill --set distill.epochs=10",
+        "RECSYS_DATA=/mnt/shop recsys run -c shop.toml --set run_dir=/mnt/runs/shop",
+    )
+)
+def run(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+) -> None:
+    """Run all stages in order. What is up to date is not done again."""
+    from recsys import pipeline
+
+    started = time.perf_counter()
+    finished = pipeline.run(load_config(config, overrides or []), from_stage=from_stage, until=until, say=_say)
+    _say(f"{'in all':<10} {time.perf_counter() - started:8.1f} s")
+    if until in (None, "evaluate"):
+        typer.echo(f"recommendations: {finished.recommendations.file}\nopen the report: {finished.report.html}")
+
+
+def _run_stage(stage: str, config_file: Path, overrides: list[str] | None, *, force: bool) -> Run:
+    from recsys.api import Run
+    from recsys.pipeline import run_stage
+
+    config = load_config(config_file, overrides or [])
+    run_stage(stage, config, force=force, say=_say)
+    return Run(config.run_dir)
+
+
+def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
+    def command(config: ConfigOption, overrides: SetOption = None, force: ForceOption = False) -> None:
+        _run_stage(stage, config, overrides, force=force)
+
+    example = f"recsys {stage} -c pipelines/sample.toml"
+    return app.command(stage, help=help_text, epilog=_examples(example, f"{example} --force"))(command)
+
+
+_stage_command("ingest", "Check the logs, put bad rows aside, and write users, items, sequences and their split.")
+_stage_command("teach", "Fine-tune the cross-encoder that reads a history and a candidate item.")
+_stage_command("score", "Let the teacher score candidates, and write its scores as soft labels.")
+_stage_command("distill", "Train the two-tower student on the log and on the soft labels.")
+_stage_command("index", "Put the student's item vectors into a FAISS index of measured recall.")
+_stage_command("recommend", "Retrieve, filter and rank items for every user, and write the lists as Parquet.")
+
+
+@app.command(
+    epilog=_examples(
+        "recsys evaluate -c pipelines/sample.toml",
+        "recsys evaluate -c pipelines/sample.toml --json | grep ndcg",
+    )
+)
+def evaluate(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per figure to stdout.")] = False,
+) -> None:
+    """Measure student, teacher and baselines on the whole catalogue, and write the report."""
+    report = _run_stage("evaluate", config, overrides, force=force).report
+    if as_json:
+        for row in report.rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        typer.echo(f"open the report: {report.html}")
+
+
+@app.command(
+    epilog=_examples(
+        "recsys validate -c shop.toml",
+        "RECSYS_DATA=/mnt/shop recsys validate -c shop.toml --set distill.epochs=3",
+    )
+)
+def validate(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Check a config and the files that it names before any time is spent, and print it as resolved."""
+    typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
+
+
+@app.command(epilog=_examples("recsys doctor"))
+def doctor() -> None:
+    """Say what this machine offers: versions, device, precision, threads, disk, the bundled encoder."""
+    from recsys.doctor import examine
+
+    for finding in examine():
+        typer.echo(f"{'' if finding.ok else '! ':>2}{finding.name:<15} {finding.value}")
