@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, load_config
+from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, load_config, validated
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import pyarrow as pa
+
     from recsys.evaluation.report import Report
-    from recsys.ingest.dataset import Dataset
+    from recsys.ingest.dataset import Dataset, Sequences
+    from recsys.ranking.ranker import Ranker
     from recsys.ranking.recommend import Recommendations
     from recsys.retrieval.index import ItemIndex
     from recsys.soft_labels import SoftLabels
@@ -45,6 +52,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._rankers: dict[tuple[int, bool | None], Ranker] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -59,49 +67,165 @@ class Run:
         """Users, items, sequences and their split."""
         from recsys.ingest.dataset import Dataset
 
-        return Dataset.open(self._folder("ingest"))
+        return Dataset.open(self.folder("ingest"))
 
     @cached_property
     def teacher(self) -> Teacher:
         """The fine-tuned cross-encoder."""
         from recsys.teacher.model import Teacher
 
-        return Teacher.open(self._folder("teach"))
+        return Teacher.open(self.folder("teach"))
 
     @cached_property
     def soft_labels(self) -> SoftLabels:
         """What the teacher told the student."""
         from recsys.soft_labels import SoftLabels
 
-        return SoftLabels.open(self._folder("score"))
+        return SoftLabels.open(self.folder("score"))
 
     @cached_property
     def student(self) -> Student:
         """The two-tower model."""
         from recsys.student.model import Student
 
-        return Student.open(self._folder("distill"))
+        return Student.open(self.folder("distill"))
 
     @cached_property
     def index(self) -> ItemIndex:
         """The item index."""
         from recsys.retrieval.index import ItemIndex
 
-        return ItemIndex.open(self._folder("index"))
+        return ItemIndex.open(self.folder("index"))
 
     @cached_property
     def recommendations(self) -> Recommendations:
         """The lists that were written for all users."""
         from recsys.ranking.recommend import Recommendations
 
-        return Recommendations.open(self._folder("recommend"))
+        return Recommendations.open(self.folder("recommend"))
 
     @cached_property
     def report(self) -> Report:
         """The metrics of student, teacher and baselines, and the HTML page."""
         from recsys.evaluation.report import Report
 
-        return Report.open(self._folder("evaluate"))
+        return Report.open(self.folder("evaluate"))
 
-    def _folder(self, stage: str) -> Path:
+    def recommend(
+        self,
+        users: Iterable[str] | str | None = None,
+        *,
+        history: Iterable[str] | None = None,
+        event_type: str | None = None,
+        k: int = 10,
+        exclude_seen: bool | None = None,
+    ) -> pd.DataFrame:
+        """Recommend for users of the log, or for somebody of whom only a history is known.
+
+        The rules are those of the run's config: what is out of stock or not yet available is not shown.
+
+        Args:
+            users: user_ids of the log; each is answered from the whole history.
+            history: item_ids, oldest first, of anybody, in the log or not; empty for a new visitor.
+            event_type: what was done with the items of `history`; by default what the log holds most of.
+            k: items for each.
+            exclude_seen: whether items of the history are left out; by default as the config has it.
+
+        Returns:
+            One row per recommended item, in the order of `users` and then by rank: `user_id` (with `users` only),
+            `item_id`, `title`, `rank` from 1, `score` (the student's dot product), `reason`.
+
+        Raises:
+            InputError: both or neither of `users` and `history` are given, or an id is unknown.
+        """
+        import pyarrow as pa
+
+        if (users is None) == (history is None):
+            raise InputError(
+                f"recommend was given {'neither' if users is None else 'both'} of users and history",
+                expected="users=[user_id, …] for people in the log, or history=[item_id, …] for anybody",
+                do="give one of them",
+            )
+        columns = ["item_id", "title", "rank", "score", "reason"]
+        if users is not None:
+            user_ids = _strings([users] if isinstance(users, str) else users)
+            who = _positions(
+                user_ids,
+                self.dataset.users["user_id"],
+                what="users",
+                do="correct the ids; for people who are not in the log give history=[item_id, …]",
+            )
+            lists = self._ranker(k, exclude_seen).recommend_for(self.dataset.histories(who))
+            lists = lists.append_column("user_id", user_ids.take(lists["row"]))
+            columns = ["user_id", *columns]
+        else:
+            assert history is not None
+            lists = self._ranker(k, exclude_seen).recommend_for(self._history(_strings(history), event_type))
+        titles = self.dataset.items["title"].take(lists["item_idx"])
+        frame: pd.DataFrame = lists.append_column(pa.field("title", pa.string()), titles).select(columns).to_pandas()
+        return frame
+
+    def _history(self, item_ids: pa.StringArray, event_type: str | None) -> Sequences:
+        """A history of one row, all of it at the time of the log's last event."""
+        import numpy as np
+
+        from recsys.ingest.dataset import Sequences
+
+        log, names = self.dataset.sequences, self.dataset.event_types
+        if event_type is not None and event_type not in names:
+            raise InputError(
+                f"unknown event type {event_type!r}", expected=f"one of {', '.join(names)}", do="correct event_type"
+            )
+        code = names.index(event_type) if event_type else int(np.bincount(log.event_type, minlength=1).argmax())
+        items = _positions(
+            item_ids,
+            self.dataset.items["item_id"],
+            what="items",
+            do="leave them out, or bring them into the catalogue and run `recsys run` again",
+        )
+        return Sequences(
+            offsets=np.array([0, len(items)]),
+            item_idx=items,
+            event_type=np.full(len(items), code, np.int8),
+            timestamp=np.full(len(items), log.timestamp.max(initial=0)),
+            session=np.zeros(len(items), np.int32),
+        )
+
+    def _ranker(self, k: int, exclude_seen: bool | None) -> Ranker:
+        from recsys.ranking.config import RecommendConfig
+        from recsys.ranking.ranker import Ranker
+
+        if (k, exclude_seen) not in self._rankers:
+            rules = self.config.recommend.model_dump() | {"k": k}
+            if exclude_seen is not None:
+                rules["exclude_seen"] = "all" if exclude_seen else "none"
+            config = validated(RecommendConfig, rules, source="Run.recommend")
+            runtime = self.config.runtime(progress=False)
+            self._rankers[k, exclude_seen] = Ranker(self.dataset, self.student, self.index, config, runtime=runtime)
+        return self._rankers[k, exclude_seen]
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage's artifact lies: a link to its present version."""
         return self.path / STAGES[stage]
+
+
+def _strings(ids: Iterable[str]) -> pa.StringArray:
+    import pyarrow as pa
+
+    return pa.array([str(each) for each in ids], pa.string())
+
+
+def _positions(wanted: pa.StringArray, known: pa.ChunkedArray, *, what: str, do: str) -> npt.NDArray[np.int32]:
+    """Where each wanted id stands among the known ones, [n]."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    found = pc.index_in(wanted, value_set=known)
+    if found.null_count:
+        unknown = wanted.filter(pc.is_null(found)).to_pylist()
+        raise InputError(
+            f"{len(unknown)} unknown {what}: {', '.join(map(repr, unknown[:5]))}{', …' if len(unknown) > 5 else ''}",
+            expected=f"ids of the run's {what}, such as {known[0].as_py()!r}",
+            do=do,
+        )
+    return np.asarray(found, dtype=np.int32)

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # `main` says what went wrong
     rich_markup_mode=None,  # plain help answers at once and reads the same in a log
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -123,7 +124,10 @@ def sample(
     days: Annotated[int, typer.Option(help="Days that the log covers.")] = _sample_default("days"),
     seed: Annotated[int, typer.Option(min=0, help="The same seed and sizes give the same bytes.")] = 0,
 ) -> None:
-    """Write a shop to try things on: catalogue, event log, and a few rows as dirty as real ones."""
+    """Write a shop to try things on.
+
+    It has a catalogue, an event log in which text and co-occurrence both tell something, and a few dirty rows.
+    """
     from recsys.sample.sample import write_sample
 
     sizes = {"n_items": items, "n_users": users, "n_events": events, "days": days}
@@ -157,7 +161,9 @@ def run(
     finished = pipeline.run(load_config(config, overrides or []), from_stage=from_stage, until=until, say=_say)
     _say(f"{'in all':<10} {time.perf_counter() - started:8.1f} s")
     if until in (None, "evaluate"):
-        typer.echo(f"recommendations: {finished.recommendations.file}\nopen the report: {finished.report.html}")
+        # Through the links and not the versions behind them, so that the paths hold after the next run too.
+        typer.echo(f"recommendations: {finished.folder('recommend') / finished.recommendations.file.name}")
+        typer.echo(f"open the report: {finished.folder('evaluate') / finished.report.html.name}")
 
 
 def _run_stage(stage: str, config_file: Path, overrides: list[str] | None, *, force: bool) -> Run:
@@ -177,12 +183,21 @@ def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     return app.command(stage, help=help_text, epilog=_examples(example, f"{example} --force"))(command)
 
 
-_stage_command("ingest", "Check the logs, put bad rows aside, and write users, items, sequences and their split.")
-_stage_command("teach", "Fine-tune the cross-encoder that reads a history and a candidate item.")
-_stage_command("score", "Let the teacher score candidates, and write its scores as soft labels.")
-_stage_command("distill", "Train the two-tower student on the log and on the soft labels.")
-_stage_command("index", "Put the student's item vectors into a FAISS index of measured recall.")
-_stage_command("recommend", "Retrieve, filter and rank items for every user, and write the lists as Parquet.")
+_stage_command(
+    "ingest",
+    "Check the log and write the dataset. Bad rows are put aside with a reason; users, items, sequences and their "
+    "split are what every later stage reads.",
+)
+_stage_command("teach", "Fine-tune the cross-encoder. It reads a user's history and a candidate item together.")
+_stage_command(
+    "score", "Write the teacher's scores as soft labels. They are all that the student learns of the teacher."
+)
+_stage_command("distill", "Train the two-tower student. It learns from the log and from the soft labels.")
+_stage_command("index", "Put the item vectors into a FAISS index. Its recall is measured against exact search.")
+_stage_command(
+    "recommend",
+    "Write a list of items for every user. Seen and out-of-stock items are left out; each item has a reason.",
+)
 
 
 @app.command(
@@ -197,13 +212,16 @@ def evaluate(
     force: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per figure to stdout.")] = False,
 ) -> None:
-    """Measure student, teacher and baselines on the whole catalogue, and write the report."""
-    report = _run_stage("evaluate", config, overrides, force=force).report
+    """Measure all models and write the report.
+
+    Student, teacher and baselines rank the whole catalogue for the users of the test part.
+    """
+    evaluated = _run_stage("evaluate", config, overrides, force=force)
     if as_json:
-        for row in report.rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
+        for row in evaluated.report.rows:
+            typer.echo(json.dumps(asdict(row), ensure_ascii=False))
     else:
-        typer.echo(f"open the report: {report.html}")
+        typer.echo(f"open the report: {evaluated.folder('evaluate') / evaluated.report.html.name}")
 
 
 @app.command(
@@ -213,13 +231,19 @@ def evaluate(
     )
 )
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Check a config and the files that it names before any time is spent, and print it as resolved."""
+    """Check a config and print it as resolved.
+
+    Nothing is computed; the files that it names have to be there.
+    """
     typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
 
 
 @app.command(epilog=_examples("recsys doctor"))
 def doctor() -> None:
-    """Say what this machine offers: versions, device, precision, threads, disk, the bundled encoder."""
+    """Say what this machine offers.
+
+    Versions, device, precision, threads, memory, disk and the bundled encoder; "!" marks what is short.
+    """
     from recsys.doctor import examine
 
     for finding in examine():

@@ -269,8 +269,9 @@ def _explain_one(
             do=f"add it to the file, or set it by --set {dotted}=… or {_variable(dotted)}=…",
         )
     reason = detail["msg"].removeprefix("Value error, ")
+    value = f"[{dotted}]" if isinstance(detail["input"], dict) else f"{dotted} = {detail['input']!r}"
     return InputError(
-        f"{dotted} = {detail['input']!r} cannot be used ({origin}): {reason[:1].lower()}{reason[1:]}",
+        f"{value} cannot be used ({origin}): {reason[:1].lower()}{reason[1:]}",
         expected=(field.description or "") if field else "",
         do="correct the value",
     )

@@ -96,7 +96,8 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
         case "ingest":
             from recsys.ingest.ingest import ingest
 
-            return ingest(config.ingest, out, **options)
+            sources = {"events": config.data / config.ingest.events, "items": config.data / config.ingest.items}
+            return ingest(config.ingest.model_copy(update=sources), out, **options)
         case "teach":
             from recsys.teacher.teach import teach
 
@@ -113,7 +114,7 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
         case "index":
             from recsys.retrieval.index import build_index
 
-            return build_index(run.student, config.index, out, **options)
+            return build_index(run.student, config.index, out, dataset=run.dataset, **options)
         case "recommend":
             from recsys.ranking.recommend import recommend
 
