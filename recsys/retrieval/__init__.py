@@ -1,0 +1,1 @@
+"""Item vectors to an index, and user vectors to candidates."""
