@@ -103,4 +103,4 @@ def ndcg_at_k(ranked: npt.NDArray[np.integer[Any]], targets: Ragged, *, n_items:
     discount = 1 / np.log2(np.arange(ranked.shape[1]) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(targets.lengths, ranked.shape[1])]
     gain: npt.NDArray[np.float64] = hits @ discount
-    return np.divide(gain, ideal, out=np.zeros(len(ranked)), where=ideal > 0)
+    return np.where(ideal > 0, gain / np.maximum(ideal, 1.0), 0.0)

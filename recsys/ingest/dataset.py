@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,14 @@ class Ragged:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of values of each row, [n_rows]."""
         return np.diff(self.offsets)
+
+    def select(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """The given rows, in the given order."""
+        count = self.lengths[rows]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(count, out=offsets[1:])
+        place = np.repeat(self.offsets[rows] - offsets[:-1], count) + np.arange(offsets[-1])
+        return Ragged(offsets, self.values[place])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recsys.artifacts import Draft, Recipe
 from recsys.errors import InputError, RecsysError
-from recsys.ingest.dataset import Dataset, Ragged, Sequences
+from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
@@ -322,10 +322,7 @@ class _Validation:
         rng = np.random.default_rng([seed, 1])
         rows = np.sort(rng.permutation(len(cases))[: config.valid_users])
         self._users, self._end = cases.user_idx[rows], cases.history_end[rows]
-        lengths = cases.targets.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        place = np.repeat(cases.targets.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        self._targets = Ragged(offsets, cases.targets.values[place])
+        self._targets = cases.targets.select(rows)
         self._histories = dataset.histories(self._users, self._end, last=config.max_history)
         seen = dataset.histories(self._users, self._end)
         self._seen = np.repeat(np.arange(len(rows)), seen.lengths), seen.item_idx

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from recsys.artifacts import Artifact
-from recsys.ingest.dataset import Sequences
+from recsys.ingest.dataset import Sequences, take
 from recsys.runtime import Runtime
 from recsys.student.config import DistillConfig
 
@@ -145,8 +145,6 @@ def encode_users(
 
 def select(histories: Sequences, rows: npt.NDArray[np.int64]) -> Sequences:
     """The given rows, in the given order."""
-    from recsys.ingest.dataset import take
-
     return take(histories, histories.offsets[rows], histories.lengths[rows])
 
 

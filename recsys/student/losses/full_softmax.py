@@ -21,19 +21,22 @@ class _FullSoftmax(torch.autograd.Function):
     ) -> torch.Tensor:
         total = queries.new_zeros(())
         low_items = items.to(dtype)
-        grad_queries = torch.empty_like(queries)
-        grad_items = torch.zeros_like(items)
+        grad_queries, grad_items = torch.empty_like(queries), torch.zeros_like(items)
+        # Buffers are reused by all blocks: fresh ones of this size would cost more in page faults than in arithmetic.
+        size = min(block, len(queries))
+        low, wide = queries.new_empty(size, len(items), dtype=dtype), queries.new_empty(size, len(items))
         for start in range(0, len(queries), block):
-            rows = slice(start, start + block)
+            rows = slice(start, min(start + block, len(queries)))
+            size = rows.stop - rows.start
             low_queries, target = queries[rows].to(dtype), targets[rows, None]
-            logits = (low_queries @ low_items.T).float()
-            normalizer = logits.logsumexp(1, keepdim=True)
-            total += (normalizer - logits.gather(1, target)).sum()
-            probabilities = logits.sub_(normalizer).exp_()
-            probabilities.scatter_add_(1, target, -torch.ones_like(normalizer))
-            error = probabilities.to(dtype)  # d loss / d logits
-            grad_queries[rows] = (error @ low_items).float()
-            grad_items += (error.T @ low_queries).float()
+            logits = torch.mm(low_queries, low_items.T, out=low[:size])
+            error = wide[:size].copy_(logits)
+            torch.softmax(error, 1, out=error)
+            total -= error.gather(1, target).clamp(min=torch.finfo(torch.float32).tiny).log().sum()
+            error.scatter_add_(1, target, error.new_full((size, 1), -1.0))  # d loss / d logits
+            low_error = logits.copy_(error)
+            grad_queries[rows] = low_error @ low_items
+            grad_items += low_error.T @ low_queries
         ctx.save_for_backward(grad_queries, grad_items)
         return total / max(len(queries), 1)
 
@@ -50,7 +53,7 @@ def full_softmax(
     targets: torch.Tensor,
     *,
     dtype: torch.dtype = torch.float32,
-    block: int = 512,
+    block: int = 256,
 ) -> torch.Tensor:
     """Mean over positions of −log softmax(q · vᵀ)[target].
 
@@ -59,7 +62,7 @@ def full_softmax(
         items: [n_items, d] float32, all item vectors.
         targets: [n] int64, the item that came next.
         dtype: in what the products are computed; sums and exponentials stay in float32.
-        block: positions at a time; memory is block × n_items × (4 + width of `dtype`) bytes.
+        block: positions at a time; memory is block × n_items × (4 + width of `dtype`) bytes, besides the gradients.
 
     Returns:
         A scalar; equal to `torch.nn.functional.cross_entropy(queries @ items.T, targets)` up to rounding.

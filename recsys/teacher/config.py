@@ -1,0 +1,56 @@
+"""Configs of the teach and score stages."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TeachConfig(BaseModel):
+    """How the teacher is built and fine-tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str = Field("minilm-l6", description="the cross-encoder's backbone: the bundled one, a name or a folder")
+    joint_layers: int = Field(
+        2,
+        ge=1,
+        description="top layers that read history and candidate together; those below read each item once, frozen",
+    )
+    max_tokens: int = Field(12, ge=3, description="tokens read of an item's text, the first stands for the item itself")
+    history: int = Field(8, ge=1, description="most recent events that the encoder reads")
+    item_dim: int = Field(64, ge=1, description="width of the collaborative item embedding")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout at the score head")
+
+    pool: int = Field(
+        100, ge=2, description="candidates retrieved by evidence, among which the teacher learns to choose"
+    )
+    candidates: int = Field(24, ge=2, description="candidates of a training example, the true next item included")
+    outside_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of examples whose next item is outside the pool, asked against random items",
+    )
+    examples: int = Field(12_000, ge=1, description="training examples (a user at a position) in all")
+    batch: int = Field(16, ge=1, description="examples in a step")
+    lr: float = Field(5e-5, gt=0, description="peak learning rate of the encoder")
+    head_lr: float = Field(1e-3, gt=0, description="peak learning rate of the head, the marks and the item token")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay of matrices")
+    evaluations: int = Field(
+        3, ge=1, description="times that validation NDCG@10 is measured; the best weights are kept"
+    )
+    valid_users: int = Field(500, ge=1, description="users of the validation part that it is measured on")
+
+
+class ScoreConfig(BaseModel):
+    """Which pairs the teacher scores for the student."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    top: int = Field(24, ge=1, description="candidates of a row that evidence retrieves (the teacher's likely top)")
+    random: int = Field(8, ge=0, description="candidates of a row drawn uniformly from the rest of the catalogue")
+    positions_per_user: int = Field(
+        2, ge=1, description="positions scored per user: the end of training and those before"
+    )
+    max_rows: int = Field(40_000, ge=1, description="rows in all; a seeded choice where there are more")
+    shard_rows: int = Field(2048, ge=1, description="rows written at a time; a killed run resumes at the next shard")

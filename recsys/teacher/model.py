@@ -1,0 +1,326 @@
+"""The teacher: a cross-encoder over text and behaviour, and the artifact that holds a trained one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from recsys.artifacts import Artifact
+from recsys.errors import InputError
+from recsys.ingest.dataset import Dataset, Sequences, take
+from recsys.runtime import Runtime
+from recsys.teacher.config import TeachConfig
+from recsys.teacher.packing import NAME as PACKED
+from recsys.teacher.packing import Layout
+from recsys.teacher.wide import WideEvidence
+from recsys.text import item_texts, load_encoder
+
+
+class PassThrough(nn.Module):
+    """Stands where an encoder has its embeddings: hands on `inputs_embeds`, so that the encoder starts at any layer."""
+
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> torch.Tensor:
+        """Return `inputs_embeds` as it is."""
+        return inputs_embeds
+
+
+def split_encoder(model: Any, joint_layers: int) -> tuple[Any, Any]:
+    """Cut an encoder in two: layers that read each item alone, and the top `joint_layers` that read a packed row.
+
+    Raises:
+        InputError: the encoder's layers cannot be found or number fewer than `joint_layers`.
+    """
+    total = model.config.num_hidden_layers
+    stacks = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == total]
+    if len(stacks) != 1 or not hasattr(model, "embeddings") or not 1 <= joint_layers <= total:
+        raise InputError(
+            f"the encoder {type(model).__name__} has {total} layers in {len(stacks)} stacks",
+            expected=f"one stack of at least {joint_layers} layers (teach.joint_layers) behind `embeddings`",
+            do="lower teach.joint_layers, or take an encoder built like BERT",
+        )
+    parent, _, leaf = stacks[0].rpartition(".")
+    cut = total - joint_layers
+    lower, upper = model, copy.deepcopy(model)
+    for part, layers in ((lower, slice(0, cut)), (upper, slice(cut, total))):
+        owner = part.get_submodule(parent)
+        setattr(owner, leaf, getattr(owner, leaf)[layers])
+        part.config.num_hidden_layers = len(getattr(owner, leaf))
+        if getattr(part, "pooler", None) is not None:
+            part.pooler = None
+    upper.embeddings = PassThrough()
+    upper.set_attn_implementation(PACKED)
+    return lower, upper
+
+
+@dataclass(frozen=True)
+class ItemStates:
+    """Every item's tokens after the lower layers, which are frozen and see no other item: computed once."""
+
+    states: npt.NDArray[np.float16]  # [n_items, K, width]
+    length: npt.NDArray[np.int64]  # [n_items], tokens that are not padding, at least 1
+
+    @classmethod
+    def compute(cls, dataset: Dataset, config: TeachConfig, out: Path, runtime: Runtime) -> ItemStates:
+        """Run all item texts through the lower layers, into `item_states.npy` and `item_lengths.npy` under `out`."""
+        tokenizer, model = load_encoder(config.encoder)
+        lower, _ = split_encoder(model, config.joint_layers)
+        device, dtype = runtime.torch_device(), runtime.compute_dtype()
+        lower.eval().to(device)
+        # The closing separator tells nothing that the next item's first token does not.
+        tokens = [
+            row[:-1] or row
+            for row in tokenizer(item_texts(dataset), truncation=True, max_length=config.max_tokens + 1)["input_ids"]
+        ]
+        length = np.array([len(row) for row in tokens], dtype=np.int64)
+        states = np.lib.format.open_memmap(
+            out / "item_states.npy",
+            mode="w+",
+            dtype=np.float16,
+            shape=(len(tokens), config.max_tokens, lower.config.hidden_size),
+        )
+        order, batch = np.argsort(length, kind="stable"), 256
+        steps = runtime.track(range(0, len(order), batch), label="read item texts", unit="batch")
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for start in steps:
+                rows = order[start : start + batch]
+                padded = tokenizer.pad(
+                    {"input_ids": [tokens[row] for row in rows]},
+                    padding="max_length",
+                    max_length=config.max_tokens,
+                    return_tensors="pt",
+                ).to(device)
+                states[rows] = lower(**padded).last_hidden_state.to(torch.float16).cpu().numpy()
+        states.flush()
+        np.save(out / "item_lengths.npy", length)
+        return cls.open(out)
+
+    @classmethod
+    def open(cls, folder: Path) -> ItemStates:
+        """Map what `compute` wrote."""
+        return cls(np.load(folder / "item_states.npy", mmap_mode="r"), np.load(folder / "item_lengths.npy"))
+
+
+class TeacherModel(nn.Module):
+    """Logit of a pair = weighted wide evidence + what the encoder reads in history and candidate together.
+
+    The head's last layer starts at zero: before training the teacher is the evidence, and training can only say
+    where the text and the behaviour together know better.
+    """
+
+    def __init__(self, encoder: Any, item_vectors: torch.Tensor, config: TeachConfig, *, n_event_types: int) -> None:
+        super().__init__()
+        width, n_features = encoder.config.hidden_size, len(WideEvidence.FEATURES)
+        self.encoder = encoder
+        self.item = nn.Embedding(*item_vectors.shape)
+        self.item_token = nn.Linear(item_vectors.shape[1], width, bias=False)
+        self.recency = nn.Embedding(config.history, width)
+        self.event_type = nn.Embedding(n_event_types, width)
+        self.candidate = nn.Parameter(torch.zeros(width))
+        self.wide = nn.Linear(n_features, 1)
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width + n_features, 128)
+        self.dropout = nn.Dropout(config.dropout)
+        self.delta = nn.Linear(128, 1)
+        with torch.no_grad():
+            self.item.weight.copy_(item_vectors)
+            self.wide.weight.copy_(torch.tensor([WideEvidence.PRIOR]))
+            self.wide.bias.zero_()
+        for module in (self.recency, self.event_type, self.item_token):
+            nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.delta.weight)
+        nn.init.zeros_(self.delta.bias)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [n, C] float32 of a packed batch."""
+        n, past, width = batch.history_states.shape[:3]
+        count, hidden = batch.candidates.shape[1], batch.history_states.shape[3]
+        # An item's first token carries its collaborative embedding; all its tokens carry recency and event type.
+        history = batch.history_states + (
+            self.recency.weight[:past].flip(0)[None, :, None] + self.event_type(batch.event_types)[:, :, None]
+        )
+        candidates = batch.candidate_states + self.candidate
+        history = _add_to_first(history, self.item_token(self.item(batch.history)))
+        candidates = _add_to_first(candidates, self.item_token(self.item(batch.candidates)))
+        packed = torch.cat([history.view(n, past * width, hidden), candidates.view(n, count * width, hidden)], 1)
+        valid = torch.cat([batch.history_valid.flatten(1), batch.candidate_valid.flatten(1)], 1)
+        position = torch.arange(width, device=packed.device).repeat(past + count).expand(n, -1)
+        states = self.encoder(
+            inputs_embeds=packed,
+            attention_mask=valid[:, None, None, :],
+            position_ids=position,
+            layout=Layout(past * width, count, width),
+        ).last_hidden_state
+        first = self.norm(states[:, past * width :: width].float())  # each candidate's first token
+        wide = batch.features
+        hidden = self.dropout(functional.gelu(self.hidden(torch.cat([first, wide], -1))))
+        logits: torch.Tensor = (self.wide(wide) + self.delta(hidden)).float().squeeze(-1)
+        return logits
+
+
+def _add_to_first(states: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    return torch.cat([states[:, :, :1] + first[:, :, None], states[:, :, 1:]], 2)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed batch: n users, H history items, C candidates, K tokens an item, width d."""
+
+    history: torch.Tensor  # [n, H] int64, 0 for padding
+    event_types: torch.Tensor  # [n, H] int64
+    history_states: torch.Tensor  # [n, H, K, d] float32
+    history_valid: torch.Tensor  # [n, H, K] bool
+    candidates: torch.Tensor  # [n, C] int64
+    candidate_states: torch.Tensor  # [n, C, K, d] float32
+    candidate_valid: torch.Tensor  # [n, C, K] bool
+    features: torch.Tensor  # [n, C, 4] float32
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Makes packed batches of item states and wide evidence."""
+
+    items: ItemStates
+    wide: WideEvidence
+    config: TeachConfig
+
+    def pack(
+        self,
+        histories: Sequences,
+        candidates: npt.NDArray[np.int32],
+        *,
+        device: torch.device,
+        own: npt.NDArray[np.int32] | None = None,
+    ) -> Batch:
+        """Pack rows of histories with their candidates ([n, C]); `own` as in `WideEvidence.features`."""
+        recent, types = pad_left(histories, self.config.history)
+        longest = max(int((recent >= 0).sum(1).max(initial=1)), 1)
+        recent, types = recent[:, -longest:], types[:, -longest:]
+        there, items = recent >= 0, np.maximum(recent, 0)
+        evidence_history, _ = pad_left(histories, WideEvidence.HISTORY)
+        features = self.wide.features(evidence_history, candidates, own)
+
+        def gather(rows: npt.NDArray[np.int32]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
+            # Each distinct item is read from the memory map once a batch.
+            distinct, inverse = np.unique(rows, return_inverse=True)
+            states = torch.from_numpy(self.items.states[distinct]).to(device).float()
+            valid = np.arange(self.items.states.shape[1]) < self.items.length[rows][..., None]
+            return states[torch.from_numpy(inverse.reshape(rows.shape)).to(device)], valid
+
+        history_states, history_valid = gather(items)
+        candidate_states, candidate_valid = gather(candidates)
+        return Batch(
+            history=torch.from_numpy(items.astype(np.int64)).to(device),
+            event_types=torch.from_numpy(types).to(device),
+            history_states=history_states,
+            history_valid=torch.from_numpy(history_valid & there[:, :, None]).to(device),
+            candidates=torch.from_numpy(candidates.astype(np.int64)).to(device),
+            candidate_states=candidate_states,
+            candidate_valid=torch.from_numpy(candidate_valid).to(device),
+            features=torch.from_numpy(features).to(device),
+        )
+
+
+def pad_left(rows: Sequences, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The `last` events of each row: item_idx [n, last] (−1 for padding on the left) and event_type (0 there)."""
+    length = np.minimum(rows.lengths, last)
+    place = rows.offsets[1:, None] - last + np.arange(last)[None, :]
+    mask = np.arange(last)[None, :] >= last - length[:, None]
+    items, types = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.int64)
+    items[mask], types[mask] = rows.item_idx[place[mask]], rows.event_type[place[mask]]
+    return items, types
+
+
+class Teacher(Artifact):
+    """What `recsys teach` writes: weights of the joint layers and the head, item states, wide evidence."""
+
+    kind: ClassVar[str] = "teacher"
+    stage: ClassVar[str] = "teach"
+
+    @cached_property
+    def config(self) -> TeachConfig:
+        """The config that it was trained with."""
+        return TeachConfig.model_validate(self.manifest["config"])
+
+    @cached_property
+    def wide(self) -> WideEvidence:
+        """The evidence that it reads beside the text."""
+        return WideEvidence.load(self.path / "evidence.safetensors")
+
+    @cached_property
+    def _packer(self) -> Packer:
+        return Packer(ItemStates.open(self.path), self.wide, self.config)
+
+    @cached_property
+    def _model(self) -> TeacherModel:
+        _, encoder = split_encoder(load_encoder(self.config.encoder)[1], self.config.joint_layers)
+        weights = load_file(self.path / "weights.safetensors")
+        model = TeacherModel(
+            encoder, weights["item.weight"], self.config, n_event_types=len(weights["event_type.weight"])
+        )
+        model.load_state_dict(weights)
+        return model.eval().requires_grad_(False)
+
+    def score(
+        self,
+        histories: Sequences,
+        candidates: npt.NDArray[np.int32],
+        *,
+        own: npt.NDArray[np.int32] | None = None,
+        runtime: Runtime | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Logits of (user, item) pairs.
+
+        Args:
+            histories: n rows, oldest event first.
+            candidates: [n, C] item_idx.
+            own: [n, L] the users' training sequences (−1: padding), where the candidates may hold what a user chose
+                in training, and the counts must be read without that user's own transitions.
+            runtime: where to compute.
+
+        Returns:
+            [n, C] float32; the higher, the likelier is the item the user's next one.
+        """
+        runtime = runtime or Runtime()
+        device, dtype = runtime.torch_device(), runtime.compute_dtype()
+        model = self._model.to(device)
+        return score_packed(model, self._packer, histories, candidates, own, device=device, dtype=dtype)
+
+
+@torch.inference_mode()
+def score_packed(
+    model: TeacherModel,
+    packer: Packer,
+    histories: Sequences,
+    candidates: npt.NDArray[np.int32],
+    own: npt.NDArray[np.int32] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int = 12_000,
+) -> npt.NDArray[np.float32]:
+    """Logits [n, C], in batches of about `tokens` tokens of rows alike in length."""
+    logits = np.empty(candidates.shape, dtype=np.float32)
+    order = np.argsort(histories.lengths, kind="stable")
+    batch = max(tokens // ((packer.config.history + candidates.shape[1]) * packer.config.max_tokens), 1)
+    model.eval()
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        packed = packer.pack(
+            take(histories, histories.offsets[rows], histories.lengths[rows]),
+            candidates[rows],
+            own=None if own is None else own[rows],
+            device=device,
+        )
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits[rows] = model(packed).float().cpu().numpy()
+    return logits
