@@ -25,18 +25,24 @@ class EvaluateConfig(BaseModel):
     max_users: int = Field(100_000, description="a larger test part is measured on so many users, drawn by seed", ge=1)
 
     teacher_users: int = Field(
-        1000, description="the teacher is costly: measured on so many of the users, drawn by seed; 0 leaves it out", ge=0
+        1000,
+        description="the teacher is costly: measured on so many of the users, drawn by seed; 0 leaves it out",
+        ge=0,
     )
     teacher_candidates: int = Field(
         100, description="unseen items that the teacher reranks per user, from student and ordered item-kNN", ge=1
     )
 
-    item_knn_neighbours: int = Field(500, description="most similar items that item-kNN keeps for each item", ge=1)
+    item_knn_neighbours: int = Field(1000, description="most similar items that item-kNN keeps for each item", ge=1)
     item_knn_shrinkage: float = Field(
-        1.0, description="added to the denominator of item-kNN's cosine: damps similarities that rest on few users", ge=0
+        1.0,
+        description="added to the denominator of item-kNN's cosine: damps similarities that rest on few users",
+        ge=0,
     )
     recent_days: int = Field(
-        7, description="also rank by popularity in the last so many days of train (temporal split only); 0: do not", ge=0
+        7,
+        description="also rank by popularity in the last so many days of train (temporal split only); 0: do not",
+        ge=0,
     )
 
     n_bootstrap: int = Field(1000, description="bootstrap resamples of the users behind every interval", ge=100)

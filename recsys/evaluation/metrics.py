@@ -69,7 +69,8 @@ class Recall(Metric):
     definition = "share of a user's targets that stand among the first k, averaged over users"
 
     def _values(self, hits: Bools, n_targets: Counts) -> Values:
-        return hits.sum(axis=1) / n_targets
+        found: Counts = hits.sum(axis=1)
+        return found / n_targets
 
 
 class HitRate(Metric):
@@ -83,7 +84,8 @@ class HitRate(Metric):
     definition = "share of users with at least one target among the first k"
 
     def _values(self, hits: Bools, n_targets: Counts) -> Values:
-        return hits.any(axis=1).astype(np.float64)
+        found: Counts = hits.sum(axis=1)
+        return (found > 0).astype(np.float64)
 
 
 class NDCG(Metric):
@@ -104,7 +106,9 @@ class NDCG(Metric):
     def _values(self, hits: Bools, n_targets: Counts) -> Values:
         discount = 1 / np.log2(np.arange(2, self.k + 2))
         ideal = np.cumsum(discount)[np.minimum(n_targets, self.k) - 1]
-        return (hits @ discount[: hits.shape[1]]) / ideal
+        gain: Values = hits @ discount[: hits.shape[1]]
+        values: Values = gain / ideal
+        return values
 
 
 class MRR(Metric):
@@ -115,9 +119,9 @@ class MRR(Metric):
     definition = "1 / rank of the first target among the first k, 0 if there is none, averaged over users"
 
     def _values(self, hits: Bools, n_targets: Counts) -> Values:
-        if not hits.shape[1]:
-            return np.zeros(len(hits))
-        return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+        rank = np.arange(1, hits.shape[1] + 1)
+        reciprocal: Values = np.max(hits / rank, axis=1, initial=0.0)
+        return reciprocal
 
 
 METRICS: Final[tuple[type[Metric], ...]] = (Recall, NDCG, HitRate, MRR)

@@ -41,14 +41,14 @@ def resampled_means(values: Values, *, n_resamples: int, rng: np.random.Generato
 
 
 def percentile_interval(samples: Values, confidence: float) -> tuple[Values, Values]:
-    """The middle `confidence` of the resampled values, per column.
+    """The middle `confidence` of the resampled values.
 
     Args:
-        samples: [n_resamples, n_columns].
+        samples: [n_resamples, …].
         confidence: e.g. 0.95.
 
     Returns:
-        Lower and upper end, [n_columns] each.
+        Lower and upper end, […] each.
     """
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)

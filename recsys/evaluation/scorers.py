@@ -1,0 +1,108 @@
+"""The models as scorers: the student by its dot product, the teacher by reranking what others found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.evaluation.ranking import Items, Scorer, Scores, item_mask, tie_keys, top_k
+from recsys.ingest.dataset import Sequences
+from recsys.runtime import Runtime
+
+
+class Fitted(Protocol):
+    """What the report says about any model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that made it."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How it was made."""
+
+
+class TwoTower(Fitted, Protocol):
+    """A model whose score of a pair is a dot product, such as `recsys.student.model.Student`."""
+
+    @property
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """[n_items, d]."""
+
+    def user_vectors(self, histories: Sequences, *, runtime: Runtime) -> npt.NDArray[np.float32]:
+        """[n, d]."""
+
+
+class PairScorer(Fitted, Protocol):
+    """A model that reads a history and a candidate together, such as `recsys.teacher.model.Teacher`."""
+
+    def score(self, histories: Sequences, candidates: Items, *, runtime: Runtime) -> npt.NDArray[np.float32]:
+        """Scores of `candidates` [n, C]: [n, C]."""
+
+
+class StudentScorer:
+    """The student over the whole catalogue, exactly (without an index)."""
+
+    name: ClassVar[str] = "student"
+
+    def __init__(self, student: TwoTower, runtime: Runtime) -> None:
+        self.student, self.runtime = student, runtime
+        self.items = student.item_vectors
+
+    def score(self, histories: Sequences) -> Scores:
+        """Dot products of user and item vectors."""
+        return self.student.user_vectors(histories, runtime=self.runtime) @ self.items.T
+
+
+class TeacherScorer:
+    """The teacher as a reranker: it reads only the candidates that the sources put forward.
+
+    A user's candidates are met by walking down the sources' rankings of the whole catalogue in turn (first of one,
+    first of the next, second of one, …) until `n_candidates` items that the user has not seen are met; seen items on
+    the way are candidates too. So the filtered ranking orders exactly `n_candidates` items, and a target that is not
+    among them counts as missed.
+    """
+
+    name: ClassVar[str] = "teacher"
+
+    def __init__(
+        self, teacher: PairScorer, sources: Sequence[Scorer], *, n_candidates: int, n_items: int, runtime: Runtime
+    ) -> None:
+        self.teacher, self.sources, self.runtime = teacher, sources, runtime
+        self.n_candidates, self.n_items = n_candidates, n_items
+
+    def score(self, histories: Sequences) -> Scores:
+        """The teacher's scores of the candidates, −inf elsewhere."""
+        candidates, valid = self.candidates(histories)
+        given = self.teacher.score(histories, candidates, runtime=self.runtime)
+        scores = np.full((len(histories), self.n_items), -np.inf, dtype=np.float32)
+        row = np.nonzero(valid)[0]
+        scores[row, candidates[valid]] = given[valid]
+        return scores
+
+    def candidates(self, histories: Sequences) -> tuple[Items, npt.NDArray[np.bool_]]:
+        """Each user's candidates, [n, C] int32, and which of them count, [n, C] bool (the others fill the row)."""
+        seen = item_mask(histories, self.n_items)
+        depth = min(self.n_items, self.n_candidates + int(seen.sum(axis=1).max(initial=0)))
+        keys = tie_keys(np.zeros(len(histories), dtype=np.int32), self.runtime.seed)
+        rankings = [top_k(source.score(histories), depth, keys) for source in self.sources]
+        met = np.stack(rankings, axis=2).reshape(len(histories), -1)
+        new = (met >= 0) & _first_in_row(met)
+        fresh = new & ~np.take_along_axis(seen, np.maximum(met, 0), axis=1)
+        taken = new & (fresh.cumsum(axis=1) - fresh < self.n_candidates)
+        width = int(taken.sum(axis=1).max(initial=1))
+        order = np.argsort(~taken, axis=1, kind="stable")[:, :width]
+        items, valid = np.take_along_axis(met, order, axis=1), np.take_along_axis(taken, order, axis=1)
+        return np.where(valid, items, np.maximum(items[:, :1], 0)), valid
+
+
+def _first_in_row(items: Items) -> npt.NDArray[np.bool_]:
+    """[n, m] bool: whether the value has not stood further left in its row."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    repeated = np.zeros(items.shape, dtype=np.bool_)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return ~repeated
