@@ -30,17 +30,30 @@ class WideEvidence:
     PRIOR: ClassVar[tuple[float, ...]] = (1.0, 0.0, 1.0, 0.3)  # weights of the retrieval, and the head's start
     TEXT_DECAY: ClassVar[float] = 0.7
     HISTORY: ClassVar[int] = 20  # most recent events looked at
+    NEIGHBOURS: ClassVar[int] = 100  # most similar texts that an item retrieves
 
     cooccurrence: Cooccurrence
     similarities: Floats  # [n_pairs], Cooccurrence.similarities()
     text: Floats  # [n_items, width], centred, unit length
+    neighbours: Ints  # [n_items, NEIGHBOURS or fewer], the items of the most similar texts
+    kernel: Floats  # as `neighbours`: exp(12 · (cos − 1))
 
     @classmethod
     def fit(cls, cooccurrence: Cooccurrence, text: Floats) -> WideEvidence:
         """Join counts with sentence vectors (centred here: they share a strong common direction)."""
         centred = text - text.mean(0)
-        norm = np.linalg.norm(centred, axis=1, keepdims=True)
-        return cls(cooccurrence, cooccurrence.similarities(), (centred / np.maximum(norm, 1e-9)).astype(np.float32))
+        text = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+        catalogue = torch.from_numpy(text)
+        blocks = [
+            (block @ catalogue.T).topk(min(cls.NEIGHBOURS, len(text)), dim=1) for block in torch.split(catalogue, 1024)
+        ]
+        return cls(
+            cooccurrence,
+            cooccurrence.similarities(),
+            text,
+            torch.cat([block.indices for block in blocks]).numpy().astype(np.int32),
+            torch.cat([block.values for block in blocks]).sub_(1).mul_(12).exp_().numpy(),
+        )
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file."""
@@ -54,6 +67,8 @@ class WideEvidence:
                 "window": np.array([counts.window]),
                 "backward": np.array([counts.backward]),
                 "text": self.text,
+                "neighbours": self.neighbours,
+                "kernel": self.kernel,
             },
             path,
         )
@@ -70,7 +85,7 @@ class WideEvidence:
             window=int(arrays["window"][0]),
             backward=float(arrays["backward"][0]),
         )
-        return cls(counts, counts.similarities(), arrays["text"])
+        return cls(counts, counts.similarities(), arrays["text"], arrays["neighbours"], arrays["kernel"])
 
     def features(self, history: Ints, candidates: Ints, own: Ints | None = None) -> Floats:
         """Evidence of pairs.
@@ -130,36 +145,31 @@ class WideEvidence:
         age = np.tile(np.arange(history.shape[1])[::-1], n)
         there = history.ravel() >= 0
         rows, age, items = rows[there], age[there], history.ravel()[there]
-        # Co-occurrence: the rows of the history items, weighted by age, summed per user.
-        length = (counts.offsets[items + 1] - counts.offsets[items]).astype(np.int64)
+        # Both kinds of evidence are sparse: the rows of the history items, weighted by age, summed per user.
+        length = counts.offsets[items + 1] - counts.offsets[items]
         place = np.repeat(counts.offsets[items] - np.cumsum(length) + length, length) + np.arange(length.sum())
-        key = np.repeat(rows, length) * n_items + counts.columns[place]
-        weight = self.similarities[place] * np.repeat(counts.DECAY**age, length)
-        cooccurrence = np.bincount(key, weights=weight, minlength=n * n_items).reshape(n, n_items)
-        # Text: the kernel of every distinct history item with the whole catalogue, then summed per user.
-        distinct, inverse = np.unique(items, return_inverse=True)
-        catalogue = torch.from_numpy(self.text)
-        kernel = (catalogue[torch.from_numpy(distinct.astype(np.int64))] @ catalogue.T).sub_(1).mul_(12).exp_()
-        mix = torch.zeros(n, len(distinct))
-        mix.index_put_(
-            (torch.from_numpy(rows), torch.from_numpy(inverse)),
-            torch.from_numpy((self.TEXT_DECAY**age).astype(np.float32)),
-            accumulate=True,
+        cooccurrence = np.bincount(
+            np.repeat(rows, length) * n_items + counts.columns[place],
+            weights=self.similarities[place] * np.repeat(counts.DECAY**age, length),
+            minlength=n * n_items,
         )
-        text = (mix @ kernel).numpy()
+        text = np.bincount(
+            (rows[:, None] * n_items + self.neighbours[items]).ravel(),
+            weights=(self.kernel[items] * (self.TEXT_DECAY**age)[:, None]).ravel(),
+            minlength=n * n_items,
+        )
         score = (
-            self.PRIOR[0] * np.log(0.01 + cooccurrence)
-            + self.PRIOR[2] * np.log(0.05 + text)
-            + self.PRIOR[3] * np.log1p(counts.counts)
-        ).astype(np.float32)
+            torch.from_numpy(cooccurrence).float().add_(0.01).log_().mul_(self.PRIOR[0])
+            + torch.from_numpy(text).float().add_(0.05).log_().mul_(self.PRIOR[2])
+        ).view(n, n_items) + torch.from_numpy(self.PRIOR[3] * np.log1p(counts.counts)).float()
         if own is not None:
             mask = own >= 0
             exact = self.features(history, np.where(mask, own, 0).astype(np.int32), own) @ np.array(
                 self.PRIOR, np.float32
             )
-            score[np.nonzero(mask)[0], own[mask]] = exact[mask]
+            score[np.nonzero(mask)[0], own[mask]] = torch.from_numpy(exact[mask])
         score[seen] = -np.inf
-        values, best = torch.from_numpy(score).topk(min(k, n_items), dim=1)
+        values, best = score.topk(min(k, n_items), dim=1)
         found = np.full((n, k), -1, dtype=np.int32)
         found[:, : best.shape[1]] = np.where(np.isfinite(values.numpy()), best.numpy(), -1)
         return found
