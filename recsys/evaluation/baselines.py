@@ -105,8 +105,9 @@ class OrderedItemKNN:
 def _history_matrix(histories: Sequences, n_items: int) -> Csr:
     """One row per user with a 1 for every event, in the order of the events."""
     ones = np.ones(len(histories.item_idx), dtype=np.float32)
-    # Copied, because scipy sorts and merges a matrix's entries in place.
-    return sparse.csr_array((ones, histories.item_idx.copy(), histories.offsets), shape=(len(histories), n_items))
+    shape = len(histories), n_items
+    # Copied, because scipy merges entries in place: it would write into the sequences.
+    return sparse.csr_array((ones, histories.item_idx, histories.offsets), shape=shape, copy=True)
 
 
 def _nearest(together: Csr, first: int, norm: npt.NDArray[np.float32], neighbours: int, shrinkage: float) -> Csr:
