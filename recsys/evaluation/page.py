@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final, Literal
 
@@ -156,7 +157,7 @@ def render(
         _teacher(figures),
         _coverage(figures),
         _data(dataset),
-        _definitions(dataset.protocol, figures),
+        _definitions(dataset, figures),
         _provenance(dataset, models, recipe),
     ]
     return f"""<!doctype html>
@@ -402,11 +403,11 @@ def _counts(counts: Mapping[str, Any], heading: str = "") -> str:
     return "".join(parts)
 
 
-def _definitions(protocol: str, figures: _Figures) -> str:
+def _definitions(dataset: Dataset, figures: _Figures) -> str:
     config = figures.config
     terms = [(f"{metric.title}@k", escape(metric.definition)) for metric in METRICS]
     terms += [
-        ("Protocol", escape(PROTOCOLS.get(protocol, protocol))),
+        ("Protocol", escape(PROTOCOLS.get(dataset.protocol, dataset.protocol)) + _moments(dataset)),
         (
             "What is ranked",
             "The whole catalogue, for every user; no sampled negatives. The history is all that came before.",
@@ -437,6 +438,16 @@ def _definitions(protocol: str, figures: _Figures) -> str:
 <dl>{"".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in terms)}</dl>
 </section>
 """
+
+
+def _moments(dataset: Dataset) -> str:
+    """When the parts of a temporal split end."""
+    ends = [
+        f"{part} ends {datetime.fromtimestamp(moment / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
+        for part, key in (("training", "train_until"), ("validation", "valid_until"))
+        if (moment := dataset.manifest["info"].get(key)) is not None
+    ]
+    return f" Here {' and '.join(ends)}." if ends else ""
 
 
 def _provenance(dataset: Dataset, models: Mapping[str, Fitted], recipe: Recipe) -> str:

@@ -34,6 +34,7 @@ def build_dataset(
     protocol: str = "leave_one_out",
     timestamps: Sequence[Sequence[int]] | None = None,
     counts: dict[str, Any] | None = None,
+    info: dict[str, Any] | None = None,
 ) -> Dataset:
     """Write the files that `recsys ingest` writes, for users given as lists of items."""
     n_users = len(histories)
@@ -70,7 +71,7 @@ def build_dataset(
         for name, table in tables.items():
             pq.write_table(table, draft.path / f"{name}.parquet")
         draft.counts |= counts or {}
-        draft.info |= {"protocol": protocol, "event_types": list(schema.EVENT_TYPES)}
+        draft.info |= {"protocol": protocol, "event_types": list(schema.EVENT_TYPES)} | (info or {})
     return Dataset.open(out)
 
 

@@ -144,7 +144,7 @@ def test_the_published_figures_on_beauty(write_dataset: Callable[..., Dataset]) 
 
     train = dataset.train
     assert measure(OrderedItemKNN(Cooccurrence.fit(train, n_items))) == pytest.approx([0.0826, 0.0520], abs=5e-4)
-    assert measure(ItemKNN(train, n_items)) == pytest.approx([0.0596, 0.0340], abs=6e-4)
+    assert measure(ItemKNN(train, n_items)) == pytest.approx([0.0596, 0.0340], abs=5e-4)
     # .0120 / .0056 with ties resolved towards the targets, .0110 / .0053 against them: the seeded order lies between.
     recall, ndcg = measure(MostPopular(train, n_items))
     assert 0.0110 < recall < 0.0120

@@ -271,12 +271,20 @@ def test_a_temporal_split_has_the_recently_popular_too(
     histories = [[1, 2, 3], [4, 5, 3], [1, 6, 3]] * 5
     times = [[0, 20 * day, 30 * day]] * len(histories)
     dataset = write_dataset(
-        histories, [2] * 15, [2] * 15, n_items=N_ITEMS, protocol="temporal", timestamps=times, counts={}
+        histories,
+        [2] * 15,
+        [2] * 15,
+        n_items=N_ITEMS,
+        protocol="temporal",
+        timestamps=times,
+        info={"train_until": 25 * day, "valid_until": 25 * day},
     )
     report = evaluate(dataset, good, None, CONFIG, tmp_path / "report", runtime=QUIET)
     assert report.value("recently_popular", "recall", 20) >= 0
     assert {row.protocol for row in report.rows} == {"temporal"}
-    assert "Recently popular" in report.html.read_text()
+    page = report.html.read_text()
+    assert "Recently popular" in page
+    assert "training ends 1970-01-26 00:00 UTC" in page
 
 
 def test_the_manifest_keeps_counts_and_timings_and_json_is_plain(report: Report, shop: Dataset) -> None:
