@@ -79,9 +79,10 @@ def run_stage(
     _place(stage, config.stages())
     out = config.run_dir / STAGES[stage]
     before = out.resolve()
-    write_config(config, config.run_dir / CONFIG_FILE)
     started = time.perf_counter()
     artifact = _call(stage, config, out, runtime=config.runtime(progress=progress), force=force)
+    # Only now: a config that came to nothing must not stand beside the artifacts of the one before.
+    write_config(config, config.run_dir / CONFIG_FILE)
     # A build is published under a folder of its own: the link points to the old one only if none was needed.
     done = f"{time.perf_counter() - started:7.1f} s" if artifact.path != before else "up to date"
     say(f"{stage:<10} {done:>10}  {_in_words(artifact.counts)}".rstrip())
