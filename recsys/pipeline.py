@@ -97,8 +97,7 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
         case "ingest":
             from recsys.ingest.ingest import ingest
 
-            sources = {"events": config.data / config.ingest.events, "items": config.data / config.ingest.items}
-            return ingest(config.ingest.model_copy(update=sources), out, **options)
+            return ingest(config.ingest, out, data=config.data, **options)
         case "teach":
             from recsys.teacher.teach import teach
 
