@@ -22,12 +22,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel
 
 from recsys import __version__
 from recsys.errors import InputError, RecsysError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -237,6 +241,22 @@ def write_json(path: Path, content: Any) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def create_npy(path: Path, *, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.memmap[Any, Any]:
+    """A `.npy` file of zeros, opened to be filled in place; larger than memory if need be.
+
+    Raises:
+        OSError: the disk has no room for it. Room is taken at once, because the kernel kills a process (SIGBUS) that
+            writes to a memory map for which there is none.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 @contextmanager

@@ -233,9 +233,13 @@ def evaluate(
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check a config and print it as resolved.
 
-    Nothing is computed; the files that it names have to be there.
+    The log and the catalogue are opened and checked too: columns, event types, titles. Nothing is written.
     """
-    typer.echo(to_toml(load_config(config, overrides or [])), nl=False)
+    from recsys import pipeline
+
+    resolved = load_config(config, overrides or [])
+    pipeline.validate(resolved)
+    typer.echo(to_toml(resolved), nl=False)
 
 
 @app.command(epilog=_examples("recsys doctor"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from recsys.api import Run
@@ -87,6 +88,24 @@ def run_stage(
     done = f"{time.perf_counter() - started:7.1f} s" if artifact.path != before else "up to date"
     say(f"{stage:<10} {done:>10}  {_in_words(artifact.counts)}".rstrip())
     return artifact
+
+
+def validate(config: PipelineConfig) -> None:
+    """Open the log and the catalogue as `ingest` would: columns, event types and titles are checked, nothing is kept.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    from recsys.ingest.catalogue import read_catalogue
+    from recsys.ingest.engine import engine, require_file
+    from recsys.ingest.log import Log
+
+    events, items = config.data / config.ingest.events, config.data / config.ingest.items
+    require_file(events)
+    require_file(items)
+    with TemporaryDirectory() as scratch, engine(Path(scratch), config.runtime()) as connection:
+        Log(connection, events, config.ingest)
+        read_catalogue(connection, items, config.ingest)
 
 
 def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, force: bool) -> Artifact:

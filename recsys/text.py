@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from recsys import schema
-from recsys.artifacts import Artifact, Recipe
+from recsys.artifacts import Artifact, Recipe, create_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.runtime import Runtime
@@ -124,9 +124,7 @@ def text_vectors(
             tokens = tokenizer(item_texts(dataset), truncation=True, max_length=config.max_tokens)["input_ids"]
             order = np.argsort([len(row) for row in tokens], kind="stable")
             width = model.config.hidden_size
-            vectors = np.lib.format.open_memmap(
-                draft.path / "vectors.npy", mode="w+", dtype=np.float32, shape=(len(tokens), width)
-            )
+            vectors = create_npy(draft.path / "vectors.npy", shape=(len(tokens), width), dtype=np.float32)
             batch = 128
             for start in runtime.track(range(0, len(order), batch), label="encode item texts", unit="batch"):
                 rows = order[start : start + batch]
