@@ -96,7 +96,7 @@ class Cooccurrence:
         return np.where((low < end) & (self.columns[place] == target), self.weights[place], np.float32(0))
 
 
-def own_pairs(history: Ints, candidates: Ints, sequence: Ints, cooccurrence: Cooccurrence) -> tuple[Floats, Ints]:
+def own_part(history: Ints, candidates: Ints, sequence: Ints, cooccurrence: Cooccurrence) -> tuple[Floats, Ints, Ints]:
     """What each user's own training sequence put into the counts, to be taken out before that user is asked.
 
     Args:
@@ -106,7 +106,8 @@ def own_pairs(history: Ints, candidates: Ints, sequence: Ints, cooccurrence: Coo
         cooccurrence: the counts that the sequences are part of.
 
     Returns:
-        c_own(history item → candidate), [n, H, C] float32; and the candidates' own occurrences, [n, C] int32.
+        c_own(history item → candidate), [n, H, C] float32; and how often each user's sequence holds the history items,
+        [n, H] int32, and the candidates, [n, C] int32.
     """
     distance = np.arange(sequence.shape[1])[None, :] - np.arange(sequence.shape[1])[:, None]
     pair = np.where(distance > 0, 1.0, cooccurrence.backward) / np.maximum(np.abs(distance), 1)
@@ -115,7 +116,7 @@ def own_pairs(history: Ints, candidates: Ints, sequence: Ints, cooccurrence: Coo
     target = ((sequence[:, :, None] == candidates[:, None, :]) & (sequence >= 0)[:, :, None]).astype(np.float32)
     own = source @ pair.astype(np.float32) @ target
     own[history[:, :, None] == candidates[:, None, :]] = 0.0  # an item is not counted as its own neighbour
-    return own, target.sum(axis=1).astype(np.int32)
+    return own, source.sum(axis=2).astype(np.int32), target.sum(axis=1).astype(np.int32)
 
 
 def _sum_by_key(

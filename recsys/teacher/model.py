@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from recsys.artifacts import Artifact
+from recsys.artifacts import Artifact, create_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
@@ -29,9 +29,11 @@ from recsys.text import item_texts, load_encoder
 class PassThrough(nn.Module):
     """Stands where an encoder has its embeddings: hands on `inputs_embeds`, so that the encoder starts at any layer."""
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> torch.Tensor:
-        """Return `inputs_embeds` as it is."""
-        return inputs_embeds
+    def forward(self, *positional: Any, **named: Any) -> torch.Tensor:
+        """Return the one argument that holds vectors (encoders differ in how they hand it over)."""
+        arguments = (*positional, *named.values())
+        states: torch.Tensor = next(x for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
+        return states
 
 
 def split_encoder(model: Any, joint_layers: int) -> tuple[Any, Any]:
@@ -85,12 +87,8 @@ class ItemStates:
             for row in tokenizer(item_texts(dataset), truncation=True, max_length=config.max_tokens + 1)["input_ids"]
         ]
         length = np.array([len(row) for row in tokens], dtype=np.int64)
-        states = np.lib.format.open_memmap(
-            out / "item_states.npy",
-            mode="w+",
-            dtype=np.float16,
-            shape=(len(tokens), config.max_tokens, lower.config.hidden_size),
-        )
+        shape = (len(tokens), config.max_tokens, lower.config.hidden_size)
+        states = create_npy(out / "item_states.npy", shape=shape, dtype=np.float16)
         order, batch = np.argsort(length, kind="stable"), 256
         steps = runtime.track(range(0, len(order), batch), label="read item texts", unit="batch")
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recsys.evidence import Cooccurrence, Floats, Ints, own_pairs
+from recsys.evidence import Cooccurrence, Floats, Ints, own_part
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ class WideEvidence:
         source_count = counts.counts[source].astype(np.float32)
         target_count = counts.counts[candidates].astype(np.float32)
         if own is not None:
-            own_weight, own_count = own_pairs(history, candidates, own, counts)
-            pairs, target_count = np.maximum(pairs - own_weight, 0), target_count - own_count
+            own_pairs, own_source, own_target = own_part(history, candidates, own, counts)
+            pairs = np.maximum(pairs - own_pairs, 0)
+            source_count, target_count = source_count - own_source, target_count - own_target
             pairs[pairs < 1e-5] = 0  # what float32 leaves of an exact difference
         similarity = pairs / (
             np.maximum(source_count, 1)[:, :, None] ** counts.SOURCE_EXPONENT

@@ -1,0 +1,225 @@
+"""The student: what is trained, what it may see, and that a killed run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from recsys import schema
+from recsys.api import Run
+from recsys.artifacts import Recipe, hash_file
+from recsys.config import PipelineConfig
+from recsys.errors import InputError
+from recsys.ingest.dataset import Sequences
+from recsys.runtime import Runtime
+from recsys.soft_labels import SoftLabels
+from recsys.student.config import DistillConfig
+from recsys.student.distill import _batches, _collate, _soft, _windows, distill
+from recsys.student.model import Student, user_tower
+from tests.interrupt import Interrupted
+
+
+class Nothing(BaseModel):
+    """A config without content."""
+
+
+def numbered(lengths: list[int]) -> Sequences:
+    """Users whose events are numbered through: item_idx says which event it is."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n = int(offsets[-1])
+    return Sequences(
+        offsets, np.arange(n, dtype=np.int32), np.zeros(n, np.int8), np.zeros(n, np.int64), np.zeros(n, np.int32)
+    )
+
+
+def labels(folder: Path, rows: list[tuple[int, int, list[int], list[float]]]) -> SoftLabels:
+    recipe = Recipe(SoftLabels.kind, Nothing(), {"rows": str(rows)}, 0, ())
+    with recipe.build(folder / "soft_labels") as draft:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        table = pa.table(
+            [pa.array(c, f.type) for c, f in zip(columns, schema.SOFT_LABELS, strict=True)], schema=schema.SOFT_LABELS
+        )
+        pq.write_table(table, draft.path / "soft_labels.parquet")
+    return SoftLabels.open(folder / "soft_labels")
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 23), min_size=1, max_size=8), st.integers(2, 9), st.integers(8, 64), st.integers(0, 9))
+def test_every_event_is_a_target_once_whatever_the_windows(
+    lengths: list[int], max_history: int, positions: int, seed: int
+) -> None:
+    train = numbered(lengths)
+    windows = _windows(train, max_history)
+    targets = []
+    for batch in _batches(windows, positions, np.random.default_rng(seed)):
+        items, _, target, place, _ = _collate(train, windows, None, batch)
+        width = items.shape[1] + 1
+        targets.extend(target.tolist())
+        for event, (row, column) in zip(target.tolist(), zip(place // width, place % width, strict=True), strict=True):
+            # What stands before the place in the window are the events right before the target, none after it.
+            seen = items[row, :column].tolist()
+            assert seen == list(range(event - len(seen), event))
+    assert sorted(targets) == list(range(sum(lengths)))
+
+
+def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: Path) -> None:
+    lengths, max_history = [3, 11, 0, 6], 4
+    train = numbered(lengths)
+    windows = _windows(train, max_history)
+    rows = [(u, p, [u, p], [0.0, 1.0]) for u, length in enumerate(lengths) for p in range(1, length + 1)]
+    soft = _soft(labels(tmp_path, rows), train, windows)
+    met = set()
+    for batch in np.array_split(np.arange(len(windows.user)), 3):
+        items, _, _, _, (place, candidate, _) = _collate(train, windows, soft, batch)
+        width = items.shape[1] + 1
+        for where, (user, position) in zip(place.tolist(), candidate.tolist(), strict=True):
+            row, column = divmod(where, width)
+            assert items[row, column - 1] == train.offsets[user] + position - 1
+            met.add((user, position))
+    assert met == {(u, p) for u, p, _, _ in rows}
+
+
+def test_soft_labels_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    train = numbered([3, 3])
+    with pytest.raises(InputError, match="1 soft labels stand at users or positions"):
+        _soft(labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])]), train, _windows(train, 4))
+
+
+def test_soft_labels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="NaN"):
+        labels(tmp_path, [(0, 2, [1, 2], [0.5, float("nan")])]).padded()
+
+
+def test_the_user_tower_cannot_see_the_future() -> None:
+    torch.manual_seed(0)
+    tower = user_tower(DistillConfig(dim=16, max_history=8), n_event_types=3).eval()
+    events, types = torch.randn(2, 6, 16), torch.randint(3, (2, 6))
+    changed = events.clone()
+    changed[:, 4:] = torch.randn(2, 2, 16)
+    before, after = tower(events, types), tower(changed, types)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-3
+
+
+def test_a_user_vector_depends_on_nobody_else(finished: Run) -> None:
+    dataset, student = finished.dataset, finished.student
+    users = np.arange(40, dtype=np.int32)
+    together = student.user_vectors(dataset.histories(users))
+    backwards = student.user_vectors(dataset.histories(users[::-1]))[::-1]
+    alone = np.concatenate([student.user_vectors(dataset.histories(users[u : u + 1])) for u in range(40)])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    np.testing.assert_allclose(together, backwards, atol=1e-4)
+
+
+def test_only_the_last_events_are_read_and_none_is_needed(finished: Run) -> None:
+    student, longest = finished.student, finished.student.config.max_history
+    n = longest + 30
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, finished.dataset.n_items, n).astype(np.int32)
+    zeros = np.zeros(n)
+
+    def history(start: int) -> Sequences:
+        return Sequences(
+            np.array([0, n - start]),
+            items[start:],
+            zeros[start:].astype(np.int8),
+            zeros[start:].astype(np.int64),
+            zeros[start:].astype(np.int32),
+        )
+
+    np.testing.assert_allclose(student.user_vectors(history(0)), student.user_vectors(history(30)), atol=1e-5)
+    assert np.isfinite(student.user_vectors(history(n))).all()
+
+
+def test_an_item_nobody_has_touched_lives_by_its_text_alone(finished: Run) -> None:
+    from safetensors.numpy import load_file
+
+    from recsys.text import TextVectors
+
+    weights = load_file(finished.student.path / "weights.safetensors")
+    text = TextVectors.open(finished.config.run_dir / "text_vectors").vectors
+    centred = text - text.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    projected = centred @ weights["items.project.weight"].T + weights["items.project.bias"]
+    cold = np.bincount(finished.dataset.train.item_idx, minlength=finished.dataset.n_items) == 0
+    assert cold.any()
+    np.testing.assert_allclose(finished.student.item_vectors[cold], projected[cold], atol=1e-4)
+    assert np.abs(finished.student.item_vectors[~cold] - projected[~cold]).max() > 1e-2
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    config, runtime = tiny.distill, tiny.runtime(progress=False)
+    options = {"seed": runtime.seed, "threads": runtime.threads, "progress": False}
+    arguments = (finished.dataset, finished.soft_labels, config, tmp_path / "student")
+    with pytest.raises(KeyboardInterrupt):
+        distill(*arguments, runtime=Interrupted(**options, at="epoch 3"))
+    resumed = distill(*arguments, runtime=Interrupted(**options, at="epoch 2"))  # epoch 2 is not done again
+    for name in ("item_vectors.npy", "weights.safetensors"):
+        assert hash_file(resumed.path / name) == hash_file(finished.student.path / name)
+
+
+def test_the_student_learns_a_plain_sequence(finished: Run, tmp_path: Path) -> None:
+    """In a shop where item i is followed by item i + 1, the student says so."""
+    n_items, n_users = 40, 300
+    rng = np.random.default_rng(0)
+    starts, length = rng.integers(0, n_items, n_users), 8
+    items = (starts[:, None] + np.arange(length)) % n_items
+    dataset = ring_dataset(tmp_path, items, n_items)
+    config = DistillConfig(dim=32, layers=1, epochs=40, patience=40, batch_positions=512, lr=5e-3)
+    student = distill(dataset, None, config, tmp_path / "student", runtime=Runtime(progress=False))
+    cases = dataset.cases("test")
+    vectors = student.user_vectors(dataset.histories(cases.user_idx, cases.history_end))
+    top = (vectors @ student.item_vectors.T).argmax(1)
+    assert (top == cases.targets.values).mean() > 0.9
+
+
+def ring_dataset(folder: Path, items: np.ndarray, n_items: int) -> Any:
+    from recsys.ingest.dataset import Dataset
+
+    n, length = items.shape
+    offsets = pa.array(np.arange(n + 1) * length, pa.int32())
+
+    def lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), kind))
+
+    zeros, users = np.zeros_like(items), pa.array(np.arange(n), pa.int32())
+    recipe = Recipe(Dataset.kind, Nothing(), {}, 0, ())
+    with recipe.build(folder / "dataset") as draft:
+        times = np.arange(items.size).reshape(items.shape)
+        pq.write_table(
+            pa.table(
+                [
+                    users,
+                    lists(items, pa.int32()),
+                    lists(zeros, pa.int8()),
+                    lists(times, pa.int64()),
+                    lists(zeros, pa.int32()),
+                ],
+                schema=schema.SEQUENCES,
+            ),
+            draft.path / "sequences.parquet",
+        )
+        ids = [f"u{u}" for u in range(n)]
+        pq.write_table(pa.table([users, pa.array(ids)], schema=schema.USERS), draft.path / "users.parquet")
+        ends = [pa.array(np.full(n, end), pa.int32()) for end in (length - 2, length - 1)]
+        pq.write_table(pa.table([users, *ends], schema=schema.SPLITS), draft.path / "splits.parquet")
+        names = [f"thing number {i}" for i in range(n_items)]
+        blank = [pa.nulls(n_items, field.type) for field in list(schema.ITEMS)[3:]]
+        catalogue = [pa.array(np.arange(n_items), pa.int32()), pa.array(names), pa.array(names), *blank]
+        pq.write_table(pa.table(catalogue, schema=schema.ITEMS), draft.path / "items.parquet")
+        draft.info.update(event_types=list(schema.EVENT_TYPES), protocol="leave_one_out")
+    return Dataset.open(folder / "dataset")
+
+
+def test_opening_something_else_says_so(finished: Run) -> None:
+    with pytest.raises(InputError, match="'dataset' artifact"):
+        Student.open(finished.dataset.path)

@@ -1,0 +1,174 @@
+"""The teacher: what it may know, what its parts add up to, and that a killed run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.api import Run
+from recsys.artifacts import hash_file
+from recsys.config import PipelineConfig
+from recsys.errors import InputError
+from recsys.evidence import Cooccurrence
+from recsys.ingest.dataset import Sequences, take
+from recsys.teacher.model import TeacherModel, pad_left, split_encoder
+from recsys.teacher.score import score
+from recsys.teacher.teach import _candidates, _Examples, history_rows, own_sequences, teach
+from recsys.teacher.wide import WideEvidence
+from recsys.text import TextVectors, encoder_path, item_texts, load_encoder
+from tests.interrupt import Interrupted
+
+
+@pytest.fixture(scope="module")
+def wide(finished: Run) -> WideEvidence:
+    return finished.teacher.wide
+
+
+def without(train: Sequences, user: int) -> Sequences:
+    """Everybody's training events but one user's."""
+    count = train.lengths.copy()
+    count[user] = 0
+    return take(train, train.offsets[:-1], count)
+
+
+def test_an_example_is_read_as_if_its_user_had_never_been_counted(finished: Run, wide: WideEvidence) -> None:
+    dataset, text = finished.dataset, TextVectors.open(finished.config.run_dir / "text_vectors").vectors
+    users = np.flatnonzero(dataset.train.lengths > 5)[:5].astype(np.int32)
+    position = (dataset.train.lengths[users] - 2).astype(np.int32)
+    candidates = np.stack([dataset.train.item_idx[dataset.train.offsets[users] + position + i] for i in (0, 1)], 1)
+    history = pad_left(history_rows(dataset, users, position)[0], WideEvidence.HISTORY)[0]
+    read = wide.features(history, candidates, own_sequences(dataset, users))
+    naive = wide.features(history, candidates)
+    for row, user in enumerate(users):
+        others = WideEvidence.fit(Cooccurrence.fit(without(dataset.train, user), dataset.n_items), text)
+        expected = others.features(history[row : row + 1], candidates[row : row + 1])[0]
+        np.testing.assert_allclose(read[row], expected, atol=2e-4)
+    assert np.abs(read - naive).max() > 0.1  # there was something to take out
+
+
+def test_retrieval_is_the_best_of_the_whole_catalogue(finished: Run, wide: WideEvidence) -> None:
+    dataset = finished.dataset
+    users = np.arange(30, dtype=np.int32)
+    histories, seen = history_rows(dataset, users, dataset.split.train_end[users])
+    history = pad_left(histories, WideEvidence.HISTORY)[0]
+    found = wide.retrieve(history, seen, 10)
+    everything = np.broadcast_to(np.arange(dataset.n_items, dtype=np.int32), (30, dataset.n_items))
+    features = wide.features(history, everything)
+    # The text part is retrieved from each item's nearest texts only: what is further away counts as nothing.
+    near = np.zeros_like(features[..., 0])
+    for row in range(30):
+        for age, item in enumerate(history[row][::-1]):
+            if item >= 0:
+                near[row, wide.neighbours[item]] += WideEvidence.TEXT_DECAY**age * wide.kernel[item]
+    features[..., 2] = np.log(0.05 + near)
+    value = features @ np.array(WideEvidence.PRIOR)
+    value[seen] = -np.inf
+    for row in range(30):
+        best = np.sort(value[row])[::-1][:10]
+        np.testing.assert_allclose(value[row][found[row]], best, atol=1e-4)
+        assert len(set(found[row])) == 10
+
+
+def test_retrieval_says_where_there_is_nothing_left(finished: Run, wide: WideEvidence) -> None:
+    n_items = finished.dataset.n_items
+    history = np.full((1, WideEvidence.HISTORY), -1, np.int32)
+    seen = np.zeros(n_items - 3, np.int64), np.arange(n_items - 3, dtype=np.int32)
+    found = wide.retrieve(history, seen, 5)
+    assert set(found[0]) == {n_items - 3, n_items - 2, n_items - 1, -1}
+
+
+def test_before_training_the_teacher_is_the_evidence(finished: Run) -> None:
+    teacher, dataset = finished.teacher, finished.dataset
+    _, encoder = split_encoder(load_encoder(teacher.config.encoder)[1], teacher.config.joint_layers)
+    model = TeacherModel(encoder, torch.zeros(dataset.n_items, 16), teacher.config, n_event_types=3).eval()
+    histories = dataset.histories(np.arange(4, dtype=np.int32))
+    candidates = np.tile(np.arange(6, dtype=np.int32), (4, 1))
+    packed = teacher._packer.pack(histories, candidates, device=torch.device("cpu"))
+    expected = packed.features @ torch.tensor(WideEvidence.PRIOR)
+    torch.testing.assert_close(model(packed).detach(), expected)
+
+
+def test_a_candidate_is_scored_alike_in_any_company(finished: Run) -> None:
+    dataset = finished.dataset
+    users = np.arange(8, dtype=np.int32)
+    histories = dataset.histories(users)
+    candidates = np.random.default_rng(0).integers(0, dataset.n_items, (8, 5)).astype(np.int32)
+    together = finished.teacher.score(histories, candidates, runtime=finished.config.runtime())
+    for column in range(5):
+        alone = finished.teacher.score(histories, candidates[:, [column]], runtime=finished.config.runtime())
+        np.testing.assert_allclose(together[:, column], alone[:, 0], atol=0.05)  # bf16 where the machine has it
+    for row in range(8):
+        one = finished.teacher.score(dataset.histories(users[[row]]), candidates[[row]])
+        np.testing.assert_allclose(together[row], one[0], atol=0.05)
+
+
+def test_negatives_come_from_where_the_target_comes_from() -> None:
+    pool = np.array([[1, 2, 3, 4, -1], [5, 6, 7, 8, 9]], dtype=np.int32)
+    target = np.array([3, 20], dtype=np.int32)
+    user = np.zeros(2, np.int32)
+    examples = _Examples(user, user, target, pool, np.array([True, False]))
+    drawn = _candidates(examples, np.array([0, 1]), 4, 30, np.random.default_rng(0))
+    assert drawn[:, 0].tolist() == [3, 20]
+    assert set(drawn[0, 1:]) == {1, 2, 4}
+    many = np.concatenate([_candidates(examples, np.array([1]), 4, 30, np.random.default_rng(s)) for s in range(300)])
+    assert set(many[:, 1:].ravel()) == set(range(30))  # asked against anything, the target itself is masked later
+
+
+def test_soft_labels_are_about_items_not_seen(finished: Run, tiny: PipelineConfig) -> None:
+    dataset = finished.dataset
+    user, position, candidate, logit = finished.soft_labels.padded()
+    assert len(user) == finished.soft_labels.counts["rows"] > 0
+    assert (position > 0).all()
+    assert (position <= dataset.split.train_end[user]).all()
+    assert np.isfinite(logit).all()
+    for row in range(len(user)):
+        asked = candidate[row][candidate[row] >= 0]
+        assert len(set(asked)) == len(asked) >= tiny.score.top
+        assert not set(asked) & set(dataset.history(int(user[row]), int(position[row])))
+
+
+def test_a_killed_teach_ends_as_an_undisturbed_one(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    config = tiny.teach.model_copy(update={"evaluations": 2})
+    options = {"seed": 1, "threads": 1, "progress": False}
+    whole = teach(finished.dataset, config, tmp_path / "whole", runtime=Interrupted(**options, at="nowhere"))
+    with pytest.raises(KeyboardInterrupt):
+        teach(finished.dataset, config, tmp_path / "teacher", runtime=Interrupted(**options, at="part 2"))
+    again = teach(finished.dataset, config, tmp_path / "teacher", runtime=Interrupted(**options, at="part 1"))
+    assert hash_file(whole.path / "weights.safetensors") == hash_file(again.path / "weights.safetensors")
+    # The kept weights may be the untrained ones; the losses tell that the training went the same way, and went on.
+    history = whole.manifest["info"]["history"]
+    assert again.manifest["info"]["history"] == history
+    assert history[0]["loss"] != history[1]["loss"]
+
+
+def test_a_killed_scoring_keeps_its_shards(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    options = {"seed": 1, "threads": 1, "progress": False}
+    arguments = (finished.dataset, finished.teacher, tiny.score, tmp_path / "soft_labels")
+    with pytest.raises(KeyboardInterrupt):
+        score(*arguments, runtime=Interrupted(**options, at="score pairs", after=2))
+    (shards,) = (tmp_path / "work").glob("soft_labels-*/scratch")
+    written = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert len(written) == 2
+    with pytest.raises(KeyboardInterrupt):
+        score(*arguments, runtime=Interrupted(**options, at="score pairs", after=3))
+    assert {name: (shards / name).stat().st_mtime_ns for name in written} == written
+    resumed = score(*arguments, runtime=Interrupted(**options, at="nowhere"))
+    assert resumed.table.equals(finished.soft_labels.table)
+
+
+def test_texts_hold_what_the_catalogue_knows(finished: Run) -> None:
+    items = finished.dataset.items
+    for text, title, category in zip(
+        item_texts(finished.dataset), items["title"].to_pylist(), items["category"].to_pylist(), strict=True
+    ):
+        assert text.startswith(title)
+        assert category is None or category.split(" > ")[-1] in text
+
+
+def test_an_encoder_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="no encoder could be loaded from '/nowhere/at/all'"):
+        load_encoder("/nowhere/at/all")
+    assert (Path(encoder_path("minilm-l6")) / "model.safetensors").is_file()
