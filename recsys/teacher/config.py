@@ -24,7 +24,7 @@ class TeachConfig(BaseModel):
     pool: int = Field(
         100, ge=2, description="candidates retrieved by evidence, among which the teacher learns to choose"
     )
-    candidates: int = Field(24, ge=2, description="candidates of a training example, the true next item included")
+    candidates: int = Field(16, ge=2, description="candidates of a training example, the true next item included")
     outside_share: float = Field(
         0.25,
         ge=0,
@@ -34,7 +34,7 @@ class TeachConfig(BaseModel):
     examples: int = Field(12_000, ge=1, description="training examples (a user at a position) in all")
     batch: int = Field(16, ge=1, description="examples in a step")
     lr: float = Field(5e-5, gt=0, description="peak learning rate of the encoder")
-    head_lr: float = Field(1e-3, gt=0, description="peak learning rate of the head, the marks and the item token")
+    head_lr: float = Field(3e-4, gt=0, description="peak learning rate of the head, the marks and the item token")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay of matrices")
     evaluations: int = Field(
         3, ge=1, description="times that validation NDCG@10 is measured; the best weights are kept"
