@@ -50,7 +50,7 @@ class ScoreConfig(BaseModel):
     top: int = Field(24, ge=1, description="candidates of a row that evidence retrieves (the teacher's likely top)")
     random: int = Field(8, ge=0, description="candidates of a row drawn uniformly from the rest of the catalogue")
     positions_per_user: int = Field(
-        2, ge=1, description="positions scored per user: the end of training and those before"
+        1, ge=1, description="positions scored per user: the end of training and those before"
     )
     max_rows: int = Field(40_000, ge=1, description="rows in all; a seeded choice where there are more")
     shard_rows: int = Field(2048, ge=1, description="rows written at a time; a killed run resumes at the next shard")
