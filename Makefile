@@ -1,8 +1,8 @@
 # `make` lists the targets. Everything happens in .venv; nothing is written outside this folder.
 
 PYTHON ?= python3
-# What pip is given for torch. On Linux the package index's own wheel brings several GB of CUDA; README says how to
-# choose another, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# What pip is given for torch. On Linux the default index's wheel brings several GB of CUDA; README says how to choose
+# another.
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin

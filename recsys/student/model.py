@@ -168,6 +168,10 @@ class Student(Artifact):
         return np.load(self.path / "item_vectors.npy", mmap_mode="r")  # type: ignore[no-any-return]  # numpy types it Any
 
     @cached_property
+    def _items(self) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.item_vectors))  # a copy: torch wants memory that may be written
+
+    @cached_property
     def _tower(self) -> UserTower:
         tower = user_tower(self.config, int(self.manifest["info"]["n_event_types"]))
         weights = load_file(self.path / "weights.safetensors")
@@ -186,5 +190,5 @@ class Student(Artifact):
             [n, dim] float32.
         """
         device = (runtime or Runtime()).torch_device()
-        items = torch.from_numpy(np.array(self.item_vectors)).to(device)
+        items = self._items.to(device)
         return encode_users(self._tower.to(device), items, histories, max_history=self.config.max_history)
