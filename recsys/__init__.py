@@ -2,7 +2,7 @@
 
 >>> import recsys
 >>> run = recsys.open_run("runs/sample")  # doctest: +SKIP
->>> run.recommend(history=["i00042", "i00007"], k=5)  # doctest: +SKIP
+>>> run.recommend(history=["P00121", "P01875"], k=5)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Run:
 
     Example:
         >>> run = open_run("runs/sample")  # doctest: +SKIP
-        >>> run.recommend(users=["u00042"], k=5)  # doctest: +SKIP
+        >>> run.recommend(users=["U03292"], k=5)  # doctest: +SKIP
     """
 
     def __init__(self, path: Path) -> None:
