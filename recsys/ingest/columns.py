@@ -40,7 +40,7 @@ def find_columns(
     }
     if missing:
         listed = ", ".join(repr(own) if own == name else f"{own!r} (as {name})" for name, own in missing.items())
-        lines = [f"{name} = {json.dumps(_nearest(own, columns))}" for name, own in missing.items()]
+        lines = [f"{name} = {json.dumps(_nearest(own, columns), ensure_ascii=False)}" for name, own in missing.items()]
         raise InputError(
             f"{path} has no column {listed}; its columns are {', '.join(columns)}",
             expected=f"columns {', '.join(required)}, under these names or mapped to them",
