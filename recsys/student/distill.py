@@ -162,6 +162,9 @@ def _train(
             do="use a longer log, or shorten ingest.valid_days and ingest.test_days",
         )
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
+    # On a CPU bf16 pays in the softmax over the catalogue alone; in towers this narrow it gains nothing, and every new
+    # batch shape would leave compiled kernels in memory (gigabytes in an hour).
+    tower_dtype = dtype if device.type == "cuda" else torch.float32
     windows = _windows(train, config.max_history)
     soft = _soft(soft_labels, train, windows) if soft_labels is not None and config.soft_weight else None
     known = np.zeros(dataset.n_items, dtype=bool)
@@ -207,7 +210,7 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * factor
             items, types, targets, places, soft_rows = _collate(train, windows, soft, batch)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, tower_dtype, enabled=tower_dtype != torch.float32):
                 vectors = model.items()
                 users = model.user(vectors[items.to(device)], types.to(device)).flatten(0, 1)
             vectors = vectors.float()
