@@ -10,8 +10,10 @@ from recsys import schema
 from recsys.ingest.engine import count
 from recsys.ingest.log import DROPPED, NOT_POSITIVE, ROW, Log
 
+# Users as numbers in the order of their ids: all that have a good row, while user_idx counts those that stay.
+USER_KEY: Final = "user_key"
 # What makes two rows the same event.
-EVENT_KEY: Final = (schema.USER_ID, schema.ITEM_IDX, schema.EVENT_TYPE, schema.TIMESTAMP)
+EVENT_KEY: Final = (USER_KEY, schema.ITEM_IDX, schema.EVENT_TYPE, schema.TIMESTAMP)
 EXACT_DUPLICATE: Final = "exact_duplicate"
 SAME_EVENT: Final = "same_event"
 K_CORE: Final = "k_core"
@@ -28,7 +30,8 @@ def check(log: Log, catalogue: ibis.Table, *, as_of: int) -> ibis.Table:
         as_of: microseconds since 1970; a later event cannot have happened yet.
 
     Returns:
-        The columns `row`, those of `EVENT_KEY`, `reason`, and `session_id` and `position` where the log has them.
+        The columns `row`, `user_id`, `item_idx`, `event_type`, `timestamp`, `reason`, and `session_id` and `position`
+        where the log has them.
     """
     known = catalogue.select(known_id=schema.ITEM_ID, item_idx=schema.ITEM_IDX)
     rows = log.events.left_join(known, log.events.item_id == known.known_id)
@@ -48,7 +51,10 @@ def check(log: Log, catalogue: ibis.Table, *, as_of: int) -> ibis.Table:
     optional = [name for name in (schema.SESSION_ID, schema.POSITION) if name in rows.columns]
     return rows.select(
         "row",
-        *EVENT_KEY,
+        schema.USER_ID,
+        schema.ITEM_IDX,
+        schema.EVENT_TYPE,
+        schema.TIMESTAMP,
         *optional,
         reason=ibis.cases(*((condition, reason) for reason, condition in rules)),
     )
@@ -57,7 +63,8 @@ def check(log: Log, catalogue: ibis.Table, *, as_of: int) -> ibis.Table:
 def merge(rows: ibis.Table) -> ibis.Table:
     """One row per event: rows of the same user, item, type and time become one, `n_rows` says how many they were.
 
-    Lines of an order that repeat an item, double clicks and copies of a row are all told once.
+    Lines of an order that repeat an item, double clicks and copies of a row are all told once. The rows are those of
+    `check` without a reason, with their `user_key`.
     """
     optional = {name: rows[name].min() for name in (schema.SESSION_ID, schema.POSITION) if name in rows.columns}
     return rows.group_by(*EVENT_KEY).aggregate(n_rows=rows.count(), **optional)
@@ -81,7 +88,8 @@ def count_merged(log: Log, rows: ibis.Table, events: ibis.Table) -> dict[str, in
         differ in a column beside the event's own (`same_event`).
     """
     several = events.filter(events.n_rows > 1)
-    repeated = log.rows.semi_join(rows_of(several, rows), log.rows[ROW] == rows.row).select(log.columns)
+    in_several = rows_of(several, rows)
+    repeated = log.rows.semi_join(in_several, log.rows[ROW] == in_several.row).select(log.columns)
     n_rows, n_distinct, n_events = (count(table) for table in (repeated, repeated.distinct(), several))
     return {EXACT_DUPLICATE: n_rows - n_distinct, SAME_EVENT: n_distinct - n_events}
 
@@ -96,14 +104,15 @@ def quarantine(log: Log, rejected: ibis.Table) -> ibis.Table:
     Returns:
         The columns of `schema.QUARANTINE`.
     """
-    marked = rejected.select(quarantined_row="row", quarantine_reason="reason")
-    rows = log.rows.inner_join(marked, log.rows[ROW] == marked.quarantined_row)
+    # Names that no column of the log is likely to have.
+    marked = rejected.select(recsys_row="row", recsys_reason="reason")
+    rows = log.rows.inner_join(marked, log.rows[ROW] == marked.recsys_row)
     content = ibis.struct({name: _as_json_value(rows[name]) for name in log.columns})
     return rows.select(
         raw=content.cast("json").cast("string"),
-        reason=rows.quarantine_reason,
+        reason=rows.recsys_reason,
         source_file=ibis.literal(log.path.name),
-        row=rows.quarantined_row,
+        row=rows.recsys_row,
     ).order_by("row")
 
 

@@ -16,7 +16,7 @@ from recsys import schema
 from recsys.artifacts import Draft, Recipe, hash_file
 from recsys.errors import InputError, RecsysError
 from recsys.ingest.catalogue import read_catalogue
-from recsys.ingest.clean import EVENT_KEY, K_CORE, WANTED, check, count_merged, merge, quarantine, rows_of
+from recsys.ingest.clean import EVENT_KEY, K_CORE, USER_KEY, WANTED, check, count_merged, merge, quarantine, rows_of
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import Dataset
 from recsys.ingest.engine import count, engine, reading, require_file, write_parquet
@@ -81,20 +81,23 @@ def _build(
     quarantined = _count_by(rejected, "reason")
     _stop_if_too_bad(log, quarantined, config)
 
+    keys = good.select(schema.USER_ID).distinct().mutate(user_key=ibis.row_number().over(order_by=schema.USER_ID))
+    keys = connection.create_table("user_keys", keys)
+    good = good.inner_join(keys, schema.USER_ID)
     events = _merge(connection, good, log.n_rows - sum(quarantined.values()), config, runtime)
     cuts = find_cuts(events, config)
     if config.min_user_events > 1 or config.min_item_events > 1:
         events, lost = _cut_to_core(connection, events, cuts, config)
         out_of_core = rows_of(lost, good).mutate(reason=ibis.literal(K_CORE))
-        rejected = rejected.union(out_of_core)
+        rejected = rejected.select("row", "reason").union(out_of_core.select("row", "reason"))
         if n_lost := count(out_of_core):
             quarantined[K_CORE] = n_lost
         _stop_if_empty(log, quarantined)
 
-    users = events.select(schema.USER_ID).distinct()
-    users = connection.create_table("users", users.mutate(user_idx=ibis.row_number().over(order_by=schema.USER_ID)))
+    users = keys.semi_join(events, USER_KEY).mutate(user_idx=ibis.row_number().over(order_by=USER_KEY))
+    users = connection.create_table("users", users)
     items = catalogue.filter(catalogue.item_idx.notnull())
-    numbered = events.inner_join(users, schema.USER_ID).inner_join(
+    numbered = events.inner_join(users, USER_KEY).inner_join(
         items.select(schema.ITEM_IDX, schema.ITEM_ID), schema.ITEM_IDX
     )
     n_users = write_parquet(connection, users.order_by(schema.USER_IDX), draft.path / "users.parquet", schema.USERS)

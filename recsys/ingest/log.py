@@ -84,7 +84,8 @@ class Log:
 
 def event_types(config: IngestConfig) -> tuple[str, ...]:
     """The dataset's event types; an event's code is a place in this tuple."""
-    return (*schema.EVENT_TYPES, *(name for name, rule in config.event_types.items() if rule == "keep"))
+    kept = (name for name, rule in config.event_types.items() if rule == "keep" and name not in schema.EVENT_TYPES)
+    return (*schema.EVENT_TYPES, *kept)
 
 
 def event_type_codes(config: IngestConfig) -> dict[str, int]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import ibis
 
 from recsys import schema
+from recsys.ingest.clean import USER_KEY
 from recsys.ingest.engine import count, drop
 from recsys.ingest.split import Cuts
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-_PAIR = (schema.USER_ID, schema.ITEM_IDX)
+_PAIR = (USER_KEY, schema.ITEM_IDX)
 
 
 def k_core(connection: Backend, events: ibis.Table, *, min_user_events: int, min_item_events: int) -> ibis.Table:
@@ -23,14 +24,14 @@ def k_core(connection: Backend, events: ibis.Table, *, min_user_events: int, min
     Removing a user takes events from items, and the other way round, so both are removed until nothing changes.
 
     Returns:
-        The pairs `user_id`, `item_idx` whose events stay.
+        The pairs `user_key`, `item_idx` whose events stay.
     """
     core = connection.create_table("core_0", events.group_by(*_PAIR).aggregate(n=events.count()))
     for step in itertools.count(1):
-        users = core.group_by(schema.USER_ID).aggregate(n=core.n.sum()).filter(lambda t: t.n >= min_user_events)
+        users = core.group_by(USER_KEY).aggregate(n=core.n.sum()).filter(lambda t: t.n >= min_user_events)
         items = core.group_by(schema.ITEM_IDX).aggregate(n=core.n.sum()).filter(lambda t: t.n >= min_item_events)
         smaller = connection.create_table(
-            f"core_{step}", core.semi_join(users, schema.USER_ID).semi_join(items, schema.ITEM_IDX)
+            f"core_{step}", core.semi_join(users, USER_KEY).semi_join(items, schema.ITEM_IDX)
         )
         unchanged = count(smaller) == count(core)
         drop(connection, core)
