@@ -255,12 +255,17 @@ def test_a_full_disk_under_the_text_vectors_is_no_different(finished: Run, tiny_
 def test_an_interrupt_is_exit_code_130(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(finished.path, tmp_path / "run", symlinks=True))
     before = artifacts(run_dir)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recsys", "distill", "-c", tiny_toml, "--force", "--set", f"run_dir={run_dir}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENV,
-    )
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: here it has to arrive.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recsys", "distill", "-c", tiny_toml, "--force", "--set", f"run_dir={run_dir}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV,
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     while not list((run_dir / "work").glob("student-*")) and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
