@@ -7,7 +7,7 @@ Needs only numpy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -96,27 +96,63 @@ class Cooccurrence:
         return np.where((low < end) & (self.columns[place] == target), self.weights[place], np.float32(0))
 
 
-def own_part(history: Ints, candidates: Ints, sequence: Ints, cooccurrence: Cooccurrence) -> tuple[Floats, Ints, Ints]:
-    """What each user's own training sequence put into the counts, to be taken out before that user is asked.
+@dataclass(frozen=True)
+class OwnPart:
+    """What some users put into the counts themselves, to be taken out before they are asked about their own choices."""
 
-    Args:
-        history: [n, H] items asked with, −1 for padding.
-        candidates: [n, C] items asked about.
-        sequence: [n, L] the user's whole training sequence, −1 for padding on the right.
-        cooccurrence: the counts that the sequences are part of.
+    n_items: int
+    item_keys: npt.NDArray[np.int64]  # [m] ascending: row · n_items + item
+    item_counts: npt.NDArray[np.int64]  # [m], occurrences in the row's sequence
+    pair_keys: npt.NDArray[np.int64]  # [p] ascending: (row · n_items + source) · n_items + target
+    pair_weights: npt.NDArray[np.float64]  # [p], the row's part of c(source → target)
 
-    Returns:
-        c_own(history item → candidate), [n, H, C] float32; and how often each user's sequence holds the history items,
-        [n, H] int32, and the candidates, [n, C] int32.
-    """
-    distance = np.arange(sequence.shape[1])[None, :] - np.arange(sequence.shape[1])[:, None]
-    pair = np.where(distance > 0, 1.0, cooccurrence.backward) / np.maximum(np.abs(distance), 1)
-    pair[(np.abs(distance) > cooccurrence.window) | (distance == 0)] = 0.0
-    source = ((history[:, :, None] == sequence[:, None, :]) & (history >= 0)[:, :, None]).astype(np.float32)
-    target = ((sequence[:, :, None] == candidates[:, None, :]) & (sequence >= 0)[:, :, None]).astype(np.float32)
-    own = source @ pair.astype(np.float32) @ target
-    own[history[:, :, None] == candidates[:, None, :]] = 0.0  # an item is not counted as its own neighbour
-    return own, source.sum(axis=2).astype(np.int32), target.sum(axis=1).astype(np.int32)
+    @classmethod
+    def fit(cls, history: Ints, sequences: Sequences, cooccurrence: Cooccurrence) -> OwnPart:
+        """Count each row's own sequence; of its pairs only those whose source stands in the row's history.
+
+        Args:
+            history: [n, H] items asked with, −1 for padding.
+            sequences: n rows, each user's whole training sequence.
+            cooccurrence: the counts that the sequences are part of.
+        """
+        n_items, window = cooccurrence.n_items, cooccurrence.window
+        row = np.repeat(np.arange(len(sequences)), sequences.lengths)
+        keys = row * n_items + sequences.item_idx
+        item_keys, item_counts = np.unique(keys, return_counts=True)
+        asked = (np.arange(len(history))[:, None] * n_items + history)[history >= 0]
+        place = np.flatnonzero(np.isin(keys, asked))[:, None]
+        distance = np.concatenate([np.arange(-window, 0), np.arange(1, window + 1)])[None, :]
+        other = np.clip(place + distance, 0, max(len(row) - 1, 0))
+        pair = (other == place + distance) & (row[other] == row[place])
+        pair &= sequences.item_idx[other] != sequences.item_idx[place]
+        weight = np.where(distance > 0, 1.0, cooccurrence.backward) / np.abs(distance)
+        pair_keys, pair_weights = _sum_by_key(
+            (keys[place] * n_items + sequences.item_idx[other])[pair], np.broadcast_to(weight, pair.shape)[pair]
+        )
+        return cls(n_items, item_keys, item_counts, pair_keys, pair_weights)
+
+    def counts(self, items: Ints) -> npt.NDArray[np.int64]:
+        """How often each row's sequence holds `items` ([n, X], none negative): [n, X]."""
+        wanted = np.arange(len(items))[:, None] * self.n_items + items.astype(np.int64)
+        return _find(self.item_keys, self.item_counts, wanted)
+
+    def pairs(self, source: Ints, target: Ints) -> npt.NDArray[np.float64]:
+        """The rows' own c(source → target) for `source` [n, H] and `target` [n, C], none negative: [n, H, C]."""
+        row = np.arange(len(source))[:, None] * self.n_items + source.astype(np.int64)
+        return _find(self.pair_keys, self.pair_weights, row[:, :, None] * self.n_items + target[:, None, :])
+
+
+Number = TypeVar("Number", np.int64, np.float64)
+
+
+def _find(
+    keys: npt.NDArray[np.int64], values: npt.NDArray[Number], wanted: npt.NDArray[np.int64]
+) -> npt.NDArray[Number]:
+    """The value of each wanted key, 0 where it is not among the ascending `keys`."""
+    if not len(keys):
+        return np.zeros(wanted.shape, dtype=values.dtype)
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], values.dtype.type(0))
 
 
 def _sum_by_key(

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.evidence import Cooccurrence, own_part
+from recsys.evidence import Cooccurrence, OwnPart
 from recsys.ingest.dataset import Sequences
 
 N_ITEMS = 6
@@ -53,11 +53,9 @@ def test_without_the_own_part_the_counts_never_knew_the_user(
     others = Cooccurrence.fit(sequences(lists[:user] + lists[user + 1 :] + [[]]), N_ITEMS, window=window)
     history = np.arange(-1, N_ITEMS, dtype=np.int32)[None, :]  # with one padded place
     candidates = np.arange(N_ITEMS, dtype=np.int32)[None, :]
-    own = np.array([[*lists[user], -1]], dtype=np.int32)
-    weight, in_history, count = own_part(history, candidates, own, everyone)
-    assert not weight[0, 0].any()
-    assert in_history[0].tolist() == [0, *count[0]]
-    np.testing.assert_allclose(dense(everyone) - weight[0, 1:], dense(others), atol=1e-5)
+    part = OwnPart.fit(history, sequences([lists[user]]), everyone)
+    weight, count = part.pairs(candidates, candidates), part.counts(candidates)
+    np.testing.assert_allclose(dense(everyone) - weight[0], dense(others), atol=1e-5)
     np.testing.assert_array_equal(everyone.counts - count[0], others.counts)
 
 
@@ -66,3 +64,22 @@ def test_similarity_divides_by_both_popularities() -> None:
     place = int(counts.offsets[0])  # the only neighbour of item 0 is item 1
     assert counts.columns[place] == 1
     np.testing.assert_allclose(counts.similarities()[place], 2 / (2**0.5 * 3**0.3), rtol=1e-6)
+
+
+def test_only_pairs_from_the_history_are_counted() -> None:
+    everyone = Cooccurrence.fit(sequences([[0, 1, 2], [3, 4]]), N_ITEMS)
+    history = np.array([[-1, 1], [3, -1]], dtype=np.int32)
+    part = OwnPart.fit(history, sequences([[0, 1, 2], [3, 4]]), everyone)
+    items = np.tile(np.arange(N_ITEMS, dtype=np.int32), (2, 1))
+    row, source, target = np.nonzero(part.pairs(items, items))
+    assert sorted(zip(row.tolist(), source.tolist(), target.tolist(), strict=True)) == [(0, 1, 0), (0, 1, 2), (1, 3, 4)]
+
+
+def test_a_wholesale_buyer_fits_in_memory() -> None:
+    """One user with tens of thousands of events: work and memory grow with the events, not with their square."""
+    rng = np.random.default_rng(0)
+    train = sequences([rng.integers(0, N_ITEMS, 50_000).tolist()])
+    everyone = Cooccurrence.fit(train, N_ITEMS)
+    history = np.arange(N_ITEMS, dtype=np.int32)[None, :]
+    weight = OwnPart.fit(history, train, everyone).pairs(history, history)
+    np.testing.assert_allclose(weight[0], dense(everyone), rtol=1e-5)

@@ -200,7 +200,7 @@ class Packer:
         candidates: npt.NDArray[np.int32],
         *,
         device: torch.device,
-        own: npt.NDArray[np.int32] | None = None,
+        own: Sequences | None = None,
     ) -> Batch:
         """Pack rows of histories with their candidates ([n, C]); `own` as in `WideEvidence.features`."""
         recent, types = pad_left(histories, self.config.history)
@@ -276,7 +276,7 @@ class Teacher(Artifact):
         histories: Sequences,
         candidates: npt.NDArray[np.int32],
         *,
-        own: npt.NDArray[np.int32] | None = None,
+        own: Sequences | None = None,
         runtime: Runtime | None = None,
     ) -> npt.NDArray[np.float32]:
         """Logits of (user, item) pairs.
@@ -284,8 +284,8 @@ class Teacher(Artifact):
         Args:
             histories: n rows, oldest event first.
             candidates: [n, C] item_idx.
-            own: [n, L] the users' training sequences (−1: padding), where the candidates may hold what a user chose
-                in training, and the counts must be read without that user's own transitions.
+            own: n rows, the users' training sequences, where the candidates may hold what a user chose in training,
+                and the counts must be read without that user's own part.
             runtime: where to compute.
 
         Returns:
@@ -303,7 +303,7 @@ def score_packed(
     packer: Packer,
     histories: Sequences,
     candidates: npt.NDArray[np.int32],
-    own: npt.NDArray[np.int32] | None = None,
+    own: Sequences | None = None,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -319,7 +319,7 @@ def score_packed(
         packed = packer.pack(
             take(histories, histories.offsets[rows], histories.lengths[rows]),
             candidates[rows],
-            own=None if own is None else own[rows],
+            own=None if own is None else take(own, own.offsets[rows], own.lengths[rows]),
             device=device,
         )
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -113,7 +113,7 @@ def _shard(
                 recent[low:high],
                 (seen_row[begin:end] - low, seen_item[begin:end]),
                 config.top,
-                own[low:high],
+                own_sequences(dataset, users[low:high]),
             )
             for low, high, begin, end in _blocks(seen_row, len(users), 256)
         ]

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recsys.artifacts import Draft, Recipe
 from recsys.errors import InputError, RecsysError
 from recsys.evidence import Cooccurrence
-from recsys.ingest.dataset import Dataset, Sequences
+from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.teacher.config import TeachConfig
 from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, pad_left, score_packed, split_encoder
@@ -84,14 +84,9 @@ def history_rows(
     return dataset.histories(users, position, last=WideEvidence.HISTORY), seen
 
 
-def own_sequences(dataset: Dataset, users: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The users' whole training sequences as a rectangle [n, L], −1 for padding on the right."""
-    train = dataset.train
-    length = train.lengths[users]
-    mask = np.arange(max(int(length.max(initial=0)), 1))[None, :] < length[:, None]
-    own = np.full(mask.shape, -1, dtype=np.int32)
-    own[mask] = train.item_idx[(train.offsets[users][:, None] + np.arange(mask.shape[1]))[mask]]
-    return own
+def own_sequences(dataset: Dataset, users: npt.NDArray[np.int32]) -> Sequences:
+    """The users' whole training sequences, one row each."""
+    return take(dataset.train, dataset.train.offsets[users], dataset.train.lengths[users])
 
 
 @dataclass(frozen=True)

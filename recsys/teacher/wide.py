@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recsys.evidence import Cooccurrence, Floats, Ints, own_part
+from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
+from recsys.ingest.dataset import Sequences
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,14 @@ class WideEvidence:
         )
         return cls(counts, counts.similarities(), arrays["text"], arrays["neighbours"], arrays["kernel"])
 
-    def features(self, history: Ints, candidates: Ints, own: Ints | None = None) -> Floats:
+    def features(self, history: Ints, candidates: Ints, own: Sequences | None = None) -> Floats:
         """Evidence of pairs.
 
         Args:
             history: [n, H] items, oldest first, −1 for padding on the left.
             candidates: [n, C] items.
-            own: [n, L] each user's whole training sequence (−1: padding) where that user's own transitions have to
-                be taken out of the counts, because one of the candidates is what the user really chose next.
+            own: n rows, each user's whole training sequence, where that user's own part has to be taken out of the
+                counts, because one of the candidates may be what the user really chose next.
 
         Returns:
             [n, C, 4] float32, in the order of `FEATURES`.
@@ -106,9 +107,10 @@ class WideEvidence:
         source_count = counts.counts[source].astype(np.float32)
         target_count = counts.counts[candidates].astype(np.float32)
         if own is not None:
-            own_pairs, own_source, own_target = own_part(history, candidates, own, counts)
-            pairs = np.maximum(pairs - own_pairs, 0)
-            source_count, target_count = source_count - own_source, target_count - own_target
+            part = OwnPart.fit(history, own, counts)
+            pairs = np.maximum(pairs - part.pairs(source, candidates) * there[:, :, None], 0)
+            source_count = source_count - part.counts(source)
+            target_count = target_count - part.counts(candidates)
             pairs[pairs < 1e-5] = 0  # what float32 leaves of an exact difference
         similarity = pairs / (
             np.maximum(source_count, 1)[:, :, None] ** counts.SOURCE_EXPONENT
@@ -128,7 +130,7 @@ class WideEvidence:
         ).astype(np.float32)
 
     def retrieve(
-        self, history: Ints, seen: tuple[npt.NDArray[np.int64], Ints], k: int, own: Ints | None = None
+        self, history: Ints, seen: tuple[npt.NDArray[np.int64], Ints], k: int, own: Sequences | None = None
     ) -> Ints:
         """The k items that the evidence, weighted by `PRIOR`, puts first among those not seen.
 
@@ -141,17 +143,20 @@ class WideEvidence:
         Returns:
             [n, k] int32, best first; −1 where fewer than k unseen items exist.
         """
-        n, n_items = len(history), self.cooccurrence.n_items
-        counts, rows = self.cooccurrence, np.repeat(np.arange(n), history.shape[1])
-        age = np.tile(np.arange(history.shape[1])[::-1], n)
-        there = history.ravel() >= 0
-        rows, age, items = rows[there], age[there], history.ravel()[there]
+        counts, n, n_items = self.cooccurrence, len(history), self.cooccurrence.n_items
+        rows, column = np.nonzero(history >= 0)
+        age, items = history.shape[1] - 1 - column, history[rows, column]
+        source_count, target_count = counts.counts[items], counts.counts
+        part = None if own is None else OwnPart.fit(history, own, counts)
+        if part is not None:
+            source_count = source_count - part.counts(np.where(history >= 0, history, 0))[rows, column]
+        source = counts.DECAY**age / np.maximum(source_count, 1) ** counts.SOURCE_EXPONENT
         # Both kinds of evidence are sparse: the rows of the history items, weighted by age, summed per user.
         length = counts.offsets[items + 1] - counts.offsets[items]
         place = np.repeat(counts.offsets[items] - np.cumsum(length) + length, length) + np.arange(length.sum())
         cooccurrence = np.bincount(
             np.repeat(rows, length) * n_items + counts.columns[place],
-            weights=self.similarities[place] * np.repeat(counts.DECAY**age, length),
+            weights=counts.weights[place] * np.repeat(source, length),
             minlength=n * n_items,
         )
         text = np.bincount(
@@ -159,16 +164,22 @@ class WideEvidence:
             weights=(self.kernel[items] * (self.TEXT_DECAY**age)[:, None]).ravel(),
             minlength=n * n_items,
         )
+        popularity = np.broadcast_to(target_count, (n, n_items))
+        if part is not None:
+            # The own pairs of an item that the history holds twice were summed twice above, too.
+            weight = np.bincount(rows * n_items + items, weights=source, minlength=n * n_items)
+            from_item, target = np.divmod(part.pair_keys, n_items)
+            key = from_item // n_items * n_items + target
+            cooccurrence -= np.bincount(key, weights=part.pair_weights * weight[from_item], minlength=n * n_items)
+            cooccurrence[cooccurrence < 1e-6] = 0  # what float32 counts leave of an exact difference
+            popularity = popularity.copy()
+            popularity.ravel()[part.item_keys] -= part.item_counts
+        affinity = cooccurrence.reshape(n, n_items) / np.maximum(popularity, 1) ** counts.TARGET_EXPONENT
         score = (
-            torch.from_numpy(cooccurrence).float().add_(0.01).log_().mul_(self.PRIOR[0])
-            + torch.from_numpy(text).float().add_(0.05).log_().mul_(self.PRIOR[2])
-        ).view(n, n_items) + torch.from_numpy(self.PRIOR[3] * np.log1p(counts.counts)).float()
-        if own is not None:
-            mask = own >= 0
-            exact = self.features(history, np.where(mask, own, 0).astype(np.int32), own) @ np.array(
-                self.PRIOR, np.float32
-            )
-            score[np.nonzero(mask)[0], own[mask]] = torch.from_numpy(exact[mask])
+            torch.from_numpy(affinity).float().add_(0.01).log_().mul_(self.PRIOR[0])
+            + torch.from_numpy(text).float().view(n, n_items).add_(0.05).log_().mul_(self.PRIOR[2])
+            + torch.from_numpy(np.log1p(popularity)).float().mul_(self.PRIOR[3])
+        )
         score[seen] = -np.inf
         values, best = score.topk(min(k, n_items), dim=1)
         found = np.full((n, k), -1, dtype=np.int32)

@@ -49,14 +49,17 @@ def test_an_example_is_read_as_if_its_user_had_never_been_counted(finished: Run,
     assert np.abs(read - naive).max() > 0.1  # there was something to take out
 
 
-def test_retrieval_is_the_best_of_the_whole_catalogue(finished: Run, wide: WideEvidence) -> None:
+@pytest.mark.parametrize("blind", [False, True])
+def test_retrieval_is_the_best_of_the_whole_catalogue(finished: Run, wide: WideEvidence, blind: bool) -> None:
+    """Also where the users' own part is taken out of the counts (`blind`)."""
     dataset = finished.dataset
-    users = np.arange(30, dtype=np.int32)
-    histories, seen = history_rows(dataset, users, dataset.split.train_end[users])
+    users = np.flatnonzero(dataset.train.lengths > 3)[:30].astype(np.int32)
+    histories, seen = history_rows(dataset, users, (dataset.train.lengths[users] // 2).astype(np.int32))
     history = pad_left(histories, WideEvidence.HISTORY)[0]
-    found = wide.retrieve(history, seen, 10)
+    own = own_sequences(dataset, users) if blind else None
+    found = wide.retrieve(history, seen, 10, own)
     everything = np.broadcast_to(np.arange(dataset.n_items, dtype=np.int32), (30, dataset.n_items))
-    features = wide.features(history, everything)
+    features = wide.features(history, everything, own)
     # The text part is retrieved from each item's nearest texts only: what is further away counts as nothing.
     near = np.zeros_like(features[..., 0])
     for row in range(30):
