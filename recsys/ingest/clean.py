@@ -24,6 +24,11 @@ WANTED: Final = frozenset({"dropped_event_type", "non_merchandise", K_CORE})
 def check(log: Log, catalogue: ibis.Table, *, as_of: int) -> ibis.Table:
     """Give each row of the log its first reason for rejection, or none.
 
+    In this order: `missing_user_id`, `missing_item_id`, `missing_event_type` and `missing_timestamp` (null, or empty
+    text), `invalid_timestamp` (unreadable, or of 1970 and before, which is how systems write "unknown"),
+    `future_timestamp` (after `as_of`), `dropped_event_type`, `unknown_item` (not in the catalogue),
+    `non_merchandise`, and `not_positive_<column>` for each of the config's `positive`. Later `k_core` joins them.
+
     Args:
         log: the log.
         catalogue: as `read_catalogue` gives it.
@@ -40,7 +45,6 @@ def check(log: Log, catalogue: ibis.Table, *, as_of: int) -> ibis.Table:
         ("missing_item_id", rows.item_id.isnull()),
         ("missing_event_type", rows.event_type.isnull()),
         ("missing_timestamp", ~rows.has_timestamp),
-        # Times of 1970 and before are how systems write "unknown".
         ("invalid_timestamp", rows.timestamp.isnull() | (rows.timestamp <= 0)),
         ("future_timestamp", rows.timestamp > as_of),
         ("dropped_event_type", rows.event_type == DROPPED),

@@ -105,8 +105,15 @@ def reading(path: Path) -> Iterator[None]:
     except duckdb.Error as error:
         if isinstance(error, duckdb.OutOfMemoryException) or _is_disk_full(error):
             raise
+        first_line = str(error).splitlines()[0]
+        if isinstance(error, duckdb.BinderException):
+            raise InputError(
+                f"{path} has a column that cannot be used: {first_line}",
+                expected="columns of text, numbers, times and booleans, none of them called file_row_number",
+                do="rename the column, or map another one in the config",
+            ) from None
         raise InputError(
-            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as Parquet: {first_line}",
             expected="a whole Parquet file",
             do="write it as Parquet, e.g. pandas.read_csv(…).to_parquet(…), or copy it again if it was cut off",
         ) from None

@@ -19,9 +19,9 @@ from recsys.ingest.catalogue import read_catalogue
 from recsys.ingest.clean import EVENT_KEY, K_CORE, USER_KEY, WANTED, check, count_merged, merge, quarantine, rows_of
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import Dataset
-from recsys.ingest.engine import count, engine, reading, require_file, write_parquet
+from recsys.ingest.engine import count, drop, engine, reading, require_file, write_parquet
 from recsys.ingest.log import Log, event_types
-from recsys.ingest.sequences import k_core, number_sessions, sequences
+from recsys.ingest.sequences import k_core, number_sessions, random_key, sequences
 from recsys.ingest.split import Cuts, find_cuts, to_micros
 from recsys.runtime import Runtime
 
@@ -97,9 +97,10 @@ def _build(
     users = keys.semi_join(events, USER_KEY).mutate(user_idx=ibis.row_number().over(order_by=USER_KEY))
     users = connection.create_table("users", users)
     items = catalogue.filter(catalogue.item_idx.notnull())
-    numbered = events.inner_join(users, USER_KEY).inner_join(
-        items.select(schema.ITEM_IDX, schema.ITEM_ID), schema.ITEM_IDX
-    )
+    ids = items.select(schema.ITEM_IDX, schema.ITEM_ID)
+    numbered = events.inner_join(users, USER_KEY).inner_join(ids, schema.ITEM_IDX)
+    numbered = numbered.mutate(random_key=random_key(numbered, seed=runtime.seed))
+    numbered = numbered.drop(USER_KEY, schema.USER_ID, schema.ITEM_ID, "n_rows")
     n_users = write_parquet(connection, users.order_by(schema.USER_IDX), draft.path / "users.parquet", schema.USERS)
     n_items = write_parquet(connection, items.order_by(schema.ITEM_IDX), draft.path / "items.parquet", schema.ITEMS)
     written = _write_sequences(connection, numbered, n_users, cuts, config, draft.path, runtime)
@@ -176,8 +177,11 @@ def _write_sequences(
     ):
         buckets = list(itertools.pairwise(bounds))
         for first, stop in runtime.track(buckets, label="order events by user", unit="bucket"):
-            part = events.filter((events.user_idx >= first) & (events.user_idx < stop))
-            table = connection.to_pyarrow(sequences(number_sessions(part, gap=gap), cuts, seed=runtime.seed))
+            # A table, not an expression: it is read more than once.
+            bucket = events.filter((events.user_idx >= first) & (events.user_idx < stop))
+            bucket = connection.create_table("bucket", bucket)
+            table = connection.to_pyarrow(sequences(number_sessions(bucket, gap=gap), cuts))
+            drop(connection, bucket)
             sequences_file.write_table(table.select(schema.SEQUENCES.names).cast(schema.SEQUENCES))
             splits_file.write_table(table.select(schema.SPLITS.names).cast(schema.SPLITS))
             kept = pc.sum(pc.list_value_length(table[schema.ITEM_IDX])).as_py()

@@ -47,33 +47,50 @@ def number_sessions(events: ibis.Table, *, gap: int) -> ibis.Table:
     Events of one `session_id` are one session. Where there is none, a pause of more than `gap` microseconds after the
     user's previous such event starts a new one.
     """
-    has_own = schema.SESSION_ID in events.columns
-    keys = [schema.USER_IDX, schema.SESSION_ID] if has_own else [schema.USER_IDX]
-    previous = events.timestamp.lag().over(group_by=keys, order_by=schema.TIMESTAMP)
-    is_apart = (events.timestamp - previous > gap).fill_null(False)
-    if has_own:
-        is_apart &= events.session_id.isnull()
-    events = events.mutate(is_apart=is_apart)
+    if schema.SESSION_ID not in events.columns:
+        return _sessions_by_gap(events, gap)
+    # Windows are dear, so only the events that need them go through them. No session_id is empty: the name is free.
+    unnamed = _sessions_by_gap(events.filter(events.session_id.isnull()).mutate(session_id=ibis.literal("")), gap)
+    named = events.filter(events.session_id.notnull()).mutate(session=ibis.literal(0, "int64"))
+    events = named.union(unnamed.select(named.columns))
+    key = [schema.USER_IDX, schema.SESSION_ID, "session"]
+    starts = events.group_by(key).aggregate(start=events.timestamp.min())
+    number = ibis.row_number().over(group_by=schema.USER_IDX, order_by=["start", schema.SESSION_ID, "session"])
+    numbers = starts.mutate(number=number).drop("start")
+    return events.inner_join(numbers, key).drop("session").rename(session="number")
+
+
+def _sessions_by_gap(events: ibis.Table, gap: int) -> ibis.Table:
+    previous = events.timestamp.lag().over(group_by=schema.USER_IDX, order_by=schema.TIMESTAMP)
+    events = events.mutate(is_first=(events.timestamp - previous > gap).fill_null(False))
     # A range, not rows: events of equal time are in one session, whichever of them comes first.
-    until_now = ibis.range_window(group_by=keys, order_by=schema.TIMESTAMP, preceding=None, following=0)
-    events = events.mutate(session=events.is_apart.cast("int32").sum().over(until_now)).drop("is_apart")
-    if not has_own:
-        return events
-    events = events.mutate(start=events.timestamp.min().over(group_by=[*keys, "session"]))
-    by_start = ibis.dense_rank().over(group_by=schema.USER_IDX, order_by=["start", schema.SESSION_ID, "session"])
-    return events.mutate(session=by_start).drop("start")
+    until_now = ibis.range_window(group_by=schema.USER_IDX, order_by=schema.TIMESTAMP, preceding=None, following=0)
+    return events.mutate(session=events.is_first.cast("int64").sum().over(until_now)).drop("is_first")
 
 
-def sequences(events: ibis.Table, cuts: Cuts, *, seed: int) -> ibis.Table:
-    """One row per user, in the order of user_idx.
+def random_key(events: ibis.Table, *, seed: int) -> ibis.Value:
+    """A text to order events of equal time by: a hash of the seed and the event itself.
 
-    Events are ordered by time; inside equal times by `position` where there is one, else at random: by a hash of the
-    seed and the event itself, so that neither the log's order nor another user's events have a say in it.
+    Neither the log's order nor another user's events have a say in it, and it is the same on every engine.
 
     Args:
-        events: `user_idx`, `user_id`, `item_idx`, `item_id`, `event_type`, `timestamp`, `session`, maybe `position`.
+        events: `user_id`, `item_id`, `event_type`, `timestamp`.
+        seed: another seed gives another order.
+    """
+    text = ibis.literal(str(seed))
+    for name in (schema.USER_ID, schema.ITEM_ID, schema.EVENT_TYPE, schema.TIMESTAMP):
+        text = text + "|" + events[name].cast("string")
+    return text.hexdigest("md5")[:12]  # 48 bits are enough for the few events of one user and moment
+
+
+def sequences(events: ibis.Table, cuts: Cuts) -> ibis.Table:
+    """One row per user, in the order of user_idx.
+
+    Events are ordered by time, inside equal times by `position` where there is one, then by `random_key`.
+
+    Args:
+        events: `user_idx`, `item_idx`, `event_type`, `timestamp`, `session`, `random_key`, maybe `position`.
         cuts: where to split.
-        seed: of the random order.
 
     Returns:
         The columns of `schema.SEQUENCES`, `train_end`, `valid_end` and `n_sessions`.
@@ -82,10 +99,7 @@ def sequences(events: ibis.Table, cuts: Cuts, *, seed: int) -> ibis.Table:
     if schema.POSITION in events.columns:
         # Engines differ in where they sort a null inside a struct, so there is none.
         order[schema.POSITION] = events.position.fill_null(2**63 - 1)
-    text = ibis.literal(str(seed))
-    for name in (schema.USER_ID, schema.ITEM_ID, schema.EVENT_TYPE, schema.TIMESTAMP):
-        text = text + "|" + events[name].cast("string")
-    order["tie"] = text.hexdigest("md5")[:12]  # 48 bits are enough for the few events of one user and moment
+    order["random_key"] = events.random_key
     lists = [name for name in schema.SEQUENCES.names if name != schema.USER_IDX]
     # Structs sort by their fields in turn: the order's come first, and the others settle what little is left.
     fields = order | {name: events[name] for name in lists if name not in order}

@@ -164,7 +164,7 @@ def expected(events: list[Row], items: list[Row], config: IngestConfig, seed: in
                 session = (first, own_session)
             else:
                 if current is None or time - last_seen > config.session_gap_minutes * MINUTE:
-                    current = (time, "~")  # sorts after every session with a name
+                    current = (time, "")  # sorts before every session with a name
                 session, last_seen = current, time
             sessions.append(session)
         starts = {session: number for number, session in enumerate(sorted(set(sessions)))}

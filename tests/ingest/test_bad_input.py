@@ -164,6 +164,11 @@ def test_a_time_column_of_a_type_that_is_no_time(tmp_path: Path) -> None:
     assert "'timestamp' is of type boolean" in error.came
 
 
+def test_a_log_with_a_column_of_the_engine_s_own_name(tmp_path: Path) -> None:
+    error = refused(write(tmp_path, EVENTS | {"file_row_number": [1, 2, 3]}))
+    assert "events.parquet has a column that cannot be used" in error.came and "file_row_number" in error.came
+
+
 def test_a_full_disk_is_named_and_so_is_too_little_memory(tmp_path: Path) -> None:
     """The kernel's own error, out of the engine: /dev/full has no room for anything."""
     with (
