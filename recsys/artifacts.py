@@ -282,7 +282,10 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _publish(folder: Path, out: Path, versions: Path) -> None:
-    """Rename the finished folder into `versions`, swap the link, then drop the version that nobody points to."""
+    """Rename the finished folder into `versions`, swap the link, then drop all but it and the version before it.
+
+    The version before stays for readers that resolved the link just before the swap.
+    """
     if out.exists() and not out.is_symlink():
         raise InputError(
             f"{out} is a folder that recsys did not write",
@@ -298,5 +301,6 @@ def _publish(folder: Path, out: Path, versions: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target.relative_to(out.parent))
     link.replace(out)
-    if previous is not None and previous.parent == versions.resolve():
-        shutil.rmtree(previous, ignore_errors=True)
+    for version in versions.glob(f"{out.name}-*"):
+        if version.name not in (target.name, previous and previous.name):
+            shutil.rmtree(version, ignore_errors=True)

@@ -80,12 +80,14 @@ def test_an_error_leaves_the_old_artifact_and_keeps_the_scratch_for_resuming(tmp
     assert not (out.resolve() / "scratch").exists()
 
 
-def test_the_replaced_version_goes(tmp_path: Path) -> None:
+def test_the_version_before_stays_for_its_readers_and_older_ones_go(tmp_path: Path) -> None:
     out = tmp_path / "thing"
-    first = build(RECIPE, out, "first")
-    second = build(replace(RECIPE, seed=1), out, "second")
-    assert first.path != second.path
-    assert list((tmp_path / "versions").iterdir()) == [second.path]
+    (tmp_path / "versions" / "thing-orphan").mkdir(parents=True)  # of a kill between the rename and the swap
+    other = build(RECIPE, tmp_path / "other", "another artifact")
+    made = [build(replace(RECIPE, seed=seed), out, f"number {seed}") for seed in range(3)]
+    assert set((tmp_path / "versions").iterdir()) == {other.path, made[1].path, made[2].path}
+    assert content(made[1].path) == "number 1"
+    assert content(out) == "number 2"
 
 
 def test_a_forced_rebuild_of_the_same_recipe_is_published_too(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_forced_rebuild_of_the_same_recipe_is_published_too(tmp_path: Path) ->
     again = build(RECIPE, out, "again")
     assert content(out) == "again"
     assert first.path != again.path
-    assert not first.path.exists()
+    assert content(first.path) == "first"
 
 
 KILLED_BUILD = """
