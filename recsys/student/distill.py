@@ -162,8 +162,8 @@ def _train(
             do="use a longer log, or shorten ingest.valid_days and ingest.test_days",
         )
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
-    # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while memory
-    # grew with every new batch shape.
+    # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while
+    # memory grew with every new batch shape.
     tower_dtype = dtype if device.type == "cuda" else torch.float32
     windows = _windows(train, config.max_history)
     soft = _soft(soft_labels, train, windows) if soft_labels is not None and config.soft_weight else None
