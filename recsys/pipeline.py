@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from recsys.api import Run
@@ -96,16 +95,9 @@ def validate(config: PipelineConfig) -> None:
     Raises:
         InputError: they cannot be used.
     """
-    from recsys.ingest.catalogue import read_catalogue
-    from recsys.ingest.engine import engine, require_file
-    from recsys.ingest.log import Log
+    from recsys.ingest.ingest import check_input
 
-    events, items = config.data / config.ingest.events, config.data / config.ingest.items
-    require_file(events)
-    require_file(items)
-    with TemporaryDirectory() as scratch, engine(Path(scratch), config.runtime()) as connection:
-        Log(connection, events, config.ingest)
-        read_catalogue(connection, items, config.ingest)
+    check_input(config.ingest, config.data, config.runtime())
 
 
 def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, force: bool) -> Artifact:

@@ -59,23 +59,15 @@ ITEMS: Final = pa.schema(
     ]
 )
 
-# One row per user, in the order of user_idx; the lists run in time, equal times in a seeded random order.
+# One row per user, in the order of user_idx; the lists run in time, equal times in a seeded random order. There is one
+# such table for each part of the split (training, validation, test), with a row for each user who has events in it.
 SEQUENCES: Final = pa.schema(
     [
         pa.field(USER_IDX, pa.int32(), nullable=False),
         pa.field(ITEM_IDX, pa.list_(pa.int32()), nullable=False),
         pa.field(EVENT_TYPE, pa.list_(pa.int8()), nullable=False),
         pa.field(TIMESTAMP, pa.list_(pa.int64()), nullable=False),  # microseconds since 1970, UTC
-        pa.field("session", pa.list_(pa.int32()), nullable=False),  # 0, 1, … within the user
-    ]
-)
-
-# Where a user's sequence is cut: events [0, train_end) train, [train_end, valid_end) validate, the rest test.
-SPLITS: Final = pa.schema(
-    [
-        pa.field(USER_IDX, pa.int32(), nullable=False),
-        pa.field("train_end", pa.int32(), nullable=False),
-        pa.field("valid_end", pa.int32(), nullable=False),
+        pa.field("session", pa.list_(pa.int32()), nullable=False),  # 0, 1, … within the user, over all parts
     ]
 )
 
@@ -108,6 +100,6 @@ QUARANTINE: Final = pa.schema(
         pa.field("raw", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("source_file", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),  # 0-based within the file
+        pa.field("row", pa.int64(), nullable=False),  # 0-based among the file's records
     ]
 )

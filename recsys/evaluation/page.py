@@ -10,7 +10,6 @@ from html import escape
 from typing import Any, Final, Literal
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from recsys import __version__
 from recsys.artifacts import Recipe
@@ -18,7 +17,23 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.report import CoverageRow, DifferenceRow, MetricRow
 from recsys.evaluation.scorers import Fitted
+from recsys.ingest.data_page import data_section
 from recsys.ingest.dataset import Dataset
+from recsys.page import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    counts_table,
+    page,
+    pairs_table,
+    plot_block,
+    words,
+)
 
 LABELS: Final[Mapping[str, str]] = {
     "student": "Student",
@@ -31,16 +46,16 @@ LABELS: Final[Mapping[str, str]] = {
 NOT_BASELINES: Final = ("student", "teacher")
 TITLES: Final[Mapping[str, str]] = {metric.name: metric.title for metric in METRICS}
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; symbols and dashes say the same again.
+# Symbols and dashes say the same as colours.
 STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
-    "student": ("#0072B2", "circle", "solid"),
-    "teacher": ("#D55E00", "diamond", "solid"),
-    "ordered_item_knn": ("#009E73", "square", "dash"),
-    "item_knn": ("#CC79A7", "triangle-up", "dot"),
-    "recently_popular": ("#E69F00", "x", "dashdot"),
-    "most_popular": ("#555555", "cross", "longdash"),
+    "student": (BLUE, "circle", "solid"),
+    "teacher": (VERMILION, "diamond", "solid"),
+    "ordered_item_knn": (GREEN, "square", "dash"),
+    "item_knn": (PINK, "triangle-up", "dot"),
+    "recently_popular": (ORANGE, "x", "dashdot"),
+    "most_popular": (GREY, "cross", "longdash"),
 }
-OTHER_STYLE: Final = ("#56B4E9", "star", "solid")
+OTHER_STYLE: Final = (SKY, "star", "solid")
 
 PROTOCOLS: Final[Mapping[str, str]] = {
     "temporal": "Global temporal split: everything before one moment trains, everything after it is asked. Nobody's "
@@ -48,53 +63,6 @@ PROTOCOLS: Final[Mapping[str, str]] = {
     "leave_one_out": "Leave-one-out: each user's last event is asked, the one before it validates, the rest trains. It "
     "compares with papers; since users' last events lie at different times, models have seen other users' futures.",
 }
-
-# The browser itself is told to load nothing: plotly.js names map servers that these plots never use.
-POLICY: Final = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-
-STYLE: Final = """
-:root { --ink: #1c2430; --soft: #5b6675; --line: #dde2e8; --panel: #f5f7f9; --accent: #0072B2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans",
-  sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.25rem 0 .35rem; }
-p { margin: .5rem 0; max-width: 46rem; }
-.soft, small { color: var(--soft); }
-.verdict { background: var(--panel); border-left: 5px solid var(--accent); border-radius: 4px; padding: 1rem 1.25rem;
-  margin: 1.25rem 0; }
-.verdict h2 { border: 0; margin: 0 0 .35rem; padding: 0; font-size: 1.3rem; }
-.verdict ul { list-style: none; margin: .75rem 0 0; padding: 0; }
-.verdict li { margin: .6rem 0; padding-left: 1.9rem; text-indent: -1.9rem; }
-.mark { display: inline-block; width: 1.9rem; text-indent: 0; font-weight: 700; }
-.better { color: #00664b; } .worse { color: #a63c00; } .open { color: #4f5968; }
-.scroll { overflow-x: auto; margin: .5rem 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.figures { width: 100%; }
-th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
-  white-space: nowrap; }
-th { font-weight: 600; font-size: .9rem; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
-  white-space: normal; }
-tr.ours td { font-weight: 600; } tr.ours td small { font-weight: 400; }
-td small { display: block; font-size: .75rem; }
-.plot { height: 24rem; margin: .5rem 0 1rem; } .plot.low { height: 20rem; }
-.pairs td:first-child { padding-right: 2rem; }
-details { border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; padding: 0 .9rem; }
-summary { cursor: pointer; padding: .55rem 0; font-weight: 600; }
-pre { background: var(--panel); padding: .75rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; }
-code { overflow-wrap: anywhere; }
-dt { font-weight: 600; margin-top: .6rem; } dd { margin: .1rem 0 0; max-width: 46rem; }
-@media (max-width: 600px) {
-  main { padding: 1rem .9rem 3rem; } h1 { font-size: 1.35rem; }
-  th, td { padding: .35rem .3rem; font-size: .86rem; } td small { font-size: .68rem; white-space: normal; }
-  .figures th { white-space: normal; }
-  .verdict { padding: .8rem .9rem; }
-}
-@media print { details { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -160,23 +128,7 @@ def render(
         _definitions(dataset, figures),
         _provenance(dataset, models, recipe),
     ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Recommendation report</title>
-<style>{STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-{"".join(sections)}
-</main>
-</body>
-</html>
-"""
+    return page("Recommendation report", "".join(sections))
 
 
 def _verdict(figures: _Figures, dataset: Dataset) -> str:
@@ -304,7 +256,7 @@ def _curves(figures: _Figures) -> str:
 <h2>Recall by length of the list</h2>
 <p>How much of what users chose next is found when they are shown k items, {_rule(rule)}. Whiskers are
 {100 * figures.config.confidence:g} % intervals.</p>
-{_plot(plot, "recall-curves")}
+{plot_block(plot, "recall-curves")}
 </section>
 """
 
@@ -316,8 +268,8 @@ def _gains(figures: _Figures) -> str:
     others = _in_order(figures.gains(config.primary_metric, k, seen_filtered=rule))
     plot = go.Figure()
     for metric, color, symbol, shift in (
-        (config.primary_metric, "#0072B2", "circle", -0.12),
-        (second, "#E69F00", "square", 0.12),
+        (config.primary_metric, BLUE, "circle", -0.12),
+        (second, ORANGE, "square", 0.12),
     ):
         gains = figures.gains(metric, k, seen_filtered=rule)
         rows = [gains[other] for other in others]
@@ -331,20 +283,19 @@ def _gains(figures: _Figures) -> str:
             hovertemplate="%{x:+.4f}",
         )
     plot.update_layout(hovermode="closest")
-    plot.update_xaxes(title="student minus the other", tickformat="+", zeroline=True, zerolinecolor="#1c2430")
+    plot.update_xaxes(title="student minus the other", tickformat="+", zeroline=True, zerolinecolor=INK)
     plot.update_yaxes(
         range=[len(others) - 0.5, -0.5],  # the first on top
         tickvals=list(range(len(others))),
         ticktext=[_label(other) for other in others],
         zeroline=False,
-        automargin=True,
     )
     return f"""<section>
 <h2>Differences</h2>
 <p>The student minus each other model on the same users, {_rule(rule)}. Right of zero the student is better; where a
 whisker crosses zero, no difference was shown. Each interval stands for itself: they are not corrected for
 their number.</p>
-{_plot(plot, "differences", low=True)}
+{plot_block(plot, "differences", height=20)}
 </section>
 """
 
@@ -379,28 +330,21 @@ def _coverage(figures: _Figures) -> str:
     return f"""<section>
 <h2>Catalogue coverage</h2>
 <p>Share of the catalogue that at least one user sees among the first {k}, {_rule(rule)}.</p>
-{_pairs(pairs)}
+{pairs_table(pairs)}
 </section>
 """
 
 
 def _data(dataset: Dataset) -> str:
+    profile = dataset.path / "profile.json"
+    if profile.is_file():
+        return data_section(json.loads(profile.read_text(encoding="utf-8")))
     counts = {"users": dataset.n_users, "items": dataset.n_items} | dict(dataset.manifest.get("counts", {}))
     return f"""<section>
 <h2>Data</h2>
-{_counts(counts)}
+{counts_table(counts)}
 </section>
 """
-
-
-def _counts(counts: Mapping[str, Any], heading: str = "") -> str:
-    """Plain numbers in one table, each group of numbers under a heading of its own."""
-    plain = [(_words(name), _number(value)) for name, value in counts.items() if not isinstance(value, Mapping)]
-    groups = [(f"{heading}{_words(name)}", value) for name, value in counts.items() if isinstance(value, Mapping)]
-    parts = [_pairs(plain)] if plain else []
-    for name, group in groups:
-        parts.append(f"<h3>{name[:1].upper()}{name[1:]}</h3>{_counts(group, f'{name}: ') if group else '<p>none</p>'}")
-    return "".join(parts)
 
 
 def _definitions(dataset: Dataset, figures: _Figures) -> str:
@@ -454,7 +398,7 @@ def _provenance(dataset: Dataset, models: Mapping[str, Fitted], recipe: Recipe) 
     made: dict[str, Mapping[str, Any]] = {"dataset": dataset.manifest}
     made |= {name: model.manifest for name, model in models.items()}
     blocks = [
-        f"<details><summary>{_words(name)} <code>{escape(str(manifest.get('fingerprint', '')))}</code></summary>"
+        f"<details><summary>{words(name)} <code>{escape(str(manifest.get('fingerprint', '')))}</code></summary>"
         f"<pre>{_json({key: manifest.get(key) for key in ('seed', 'inputs', 'config')})}</pre></details>"
         for name, manifest in made.items()
     ]
@@ -471,25 +415,6 @@ content.</p>
 """
 
 
-def _plot(figure: go.Figure, name: str, *, low: bool = False) -> str:
-    figure.update_layout(
-        template="none",
-        font={"family": "system-ui, Segoe UI, Roboto, DejaVu Sans, sans-serif", "size": 13, "color": "#1c2430"},
-        margin={"l": 56, "r": 12, "t": 12, "b": 48},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        dragmode=False,
-    )
-    figure.update_xaxes(gridcolor="#dde2e8", fixedrange=True)
-    figure.update_yaxes(gridcolor="#dde2e8", fixedrange=True)
-    body = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=name,  # plotly's own is random
-        config={"displayModeBar": False, "responsive": True},
-    )
-    return f'<div class="plot{" low" if low else ""}">{body}</div>'
-
-
 def _whiskers(intervals: Sequence[tuple[float, float, float]], color: str) -> dict[str, object]:
     """Plotly's error bars of (value, low, high)."""
     return {
@@ -501,11 +426,6 @@ def _whiskers(intervals: Sequence[tuple[float, float, float]], color: str) -> di
         "thickness": 1.5,
         "width": 4,
     }
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in pairs)
-    return f'<div class="scroll"><table class="pairs"><tbody>{lines}</tbody></table></div>'
 
 
 def _in_order(models: Iterable[str]) -> list[str]:
@@ -521,16 +441,6 @@ def _inline(model: str) -> str:
     """The label inside a sentence."""
     label = _label(model)
     return "the teacher" if model == "teacher" else label[:1].lower() + label[1:]
-
-
-def _words(name: str) -> str:
-    return escape(str(name).replace("_", " "))
-
-
-def _number(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return escape(str(value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _json(content: object) -> str:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import ibis
 
 from recsys import schema
 from recsys.errors import InputError
-from recsys.ingest.columns import as_id, as_micros, as_text, find_columns, require_column, time_unit
-from recsys.ingest.config import IngestConfig
-from recsys.ingest.engine import count, open_parquet, reading
+from recsys.ingest.columns import (
+    as_id,
+    as_micros,
+    as_number,
+    as_text,
+    elected,
+    find_columns,
+    require_column,
+    unit_votes,
+)
+from recsys.ingest.columns import votes as has_votes
+from recsys.ingest.config import EventSource, IngestConfig
+from recsys.ingest.engine import Engine, count, reading
+from recsys.ingest.files import find_files
+from recsys.ingest.log import FOR_CATALOGUE, LogFile, alike, open_file
+from recsys.ingest.split import Cuts
 
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
+_TEXTS: Final = ("title", "category", "brand", "description")
 
 
-def read_catalogue(connection: Backend, path: Path, config: IngestConfig) -> tuple[ibis.Table, dict[str, int]]:
+def open_catalogue(config: IngestConfig, data: Path, folder: Path) -> list[LogFile]:
+    """Open the catalogue's files; text is turned into Parquet in `folder` first.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    source = EventSource(text=config.items_text)
+    files = find_files(data, config.items, config.items_text, key="ingest.items")
+    return [open_file(number, file, source, folder) for number, file in enumerate(files)]
+
+
+def read_catalogue(engine: Engine, files: Sequence[LogFile], config: IngestConfig) -> tuple[ibis.Table, dict[str, int]]:
     """Read the catalogue into a table of one row per item_id.
 
     Rows of one item_id are merged: the one stays that has a title and comes first in the columns' order. An item
@@ -29,75 +54,148 @@ def read_catalogue(connection: Backend, path: Path, config: IngestConfig) -> tup
         item_id and null for what is no merchandise; and counts of rows and items.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or has no item to recommend or no title at all.
+        InputError: a file cannot be read, lacks a column, or there is no item to recommend or no title at all.
     """
-    rows = _contract_rows(connection, path, config)
-    with reading(path):
-        rows = connection.create_table("catalogue_rows", rows)
+    where = files[0].file.name if len(files) == 1 else f"the catalogue ({len(files):,} files)"
+    tables = [_contract_rows(engine, group, config) for group in alike(files)]
+    with reading(where):
+        rows = engine.keep("catalogue_rows", reduce(lambda one, other: one.union(other), tables))
     identified = rows.filter(rows.item_id.notnull())
     order = [identified.title.isnull(), *(identified[name] for name in identified.columns if name != schema.ITEM_ID)]
     place = ibis.row_number().over(group_by=schema.ITEM_ID, order_by=order)
     items = identified.mutate(place=place).filter(lambda t: t.place == 0).drop("place")
-    leaf = items.category.split(schema.CATEGORY_SEPARATOR)
-    stand_in = (items.brand.fill_null("") + " " + leaf[leaf.length() - 1].fill_null("")).strip().nullif("")
-    index = ibis.row_number().over(order_by=[~items.is_merchandise, items.item_id])
-    items = connection.create_table(
-        "catalogue",
-        items.mutate(
-            is_untitled=items.title.isnull(),
-            title=ibis.coalesce(items.title, stand_in, items.item_id),
-            item_idx=ibis.cases((items.is_merchandise, index)).cast("int32"),
-        ),
-    )
     counts = {
         "rows_in": count(rows),
         "missing_item_id": count(rows) - count(identified),
         "merged": count(identified) - count(items),
+    }
+    items = items.mutate(part=ibis.literal(0, "int8"))
+    return _number(engine, items, where, config, counts)
+
+
+def derive_catalogue(
+    engine: Engine, rows: ibis.Table, cuts: Cuts, config: IngestConfig
+) -> tuple[ibis.Table, dict[str, int]]:
+    """Make a catalogue of what the log says of its items.
+
+    Of each text and of the price, the value that most rows have is taken (of several, the least), and of these rows
+    only those of the part of the split in which the item is first seen: what is known later must not be read earlier.
+
+    Args:
+        engine: what `rows` belong to.
+        rows: as `Log.rows` gives them, those without a fault.
+        cuts: where the log is split.
+        config: for the separator of categories.
+
+    Returns:
+        As `read_catalogue`, but `item_idx` counts in the order of (part first seen, item_id).
+
+    Raises:
+        InputError: there is no item.
+    """
+    rows = rows.mutate(part=cuts.part(rows.timestamp))
+    first = rows.group_by(schema.ITEM_ID).aggregate(first_part=rows.part.min())
+    items = first.rename(part="first_part")
+    early = rows.inner_join(first, schema.ITEM_ID).filter(lambda t: t.part == t.first_part)
+    for name in (*_TEXTS, "price"):
+        own = f"{FOR_CATALOGUE}{name}"
+        if own not in rows.columns:
+            items = items.mutate(**{name: ibis.null("float64" if name == "price" else "string")})
+            continue
+        said = early.filter(early[own].notnull())
+        votes = said.group_by([schema.ITEM_ID, own]).aggregate(n=said.count())
+        value: Any = as_number(votes[own]) if name == "price" else votes[own]
+        place = ibis.row_number().over(group_by=schema.ITEM_ID, order_by=[ibis.desc("n"), value])
+        chosen = votes.mutate(place=place).filter(lambda t: t.place == 0)
+        value = as_number(chosen[own]) if name == "price" else chosen[own]
+        chosen = chosen.select(schema.ITEM_ID, **{name: value})
+        items = items.left_join(chosen, schema.ITEM_ID).drop("item_id_right")
+    items = items.mutate(
+        category=_category(items.category, config),
+        in_stock=ibis.null("boolean"),
+        available_from=ibis.null("int64"),
+        is_merchandise=ibis.literal(True),
+    )
+    return _number(engine, items, "the log", config, {"from_events": count(first)})
+
+
+def _number(
+    engine: Engine, items: ibis.Table, where: str, config: IngestConfig, counts: dict[str, int]
+) -> tuple[ibis.Table, dict[str, int]]:
+    """Give every item a title and a number."""
+    leaf = items.category.split(schema.CATEGORY_SEPARATOR)
+    stand_in = (items.brand.fill_null("") + " " + leaf[leaf.length() - 1].fill_null("")).strip().nullif("")
+    index = ibis.row_number().over(order_by=[~items.is_merchandise, items.part, items.item_id])
+    items = engine.keep(
+        "catalogue",
+        items.mutate(
+            is_untitled=items.title.isnull(),
+            is_nameless=items.title.isnull() & stand_in.isnull(),
+            title=ibis.coalesce(items.title, stand_in, items.item_id),
+            item_idx=ibis.cases((items.is_merchandise, index)).cast("int32"),
+        ),
+    )
+    counts = counts | {
         "non_merchandise": count(items.filter(~items.is_merchandise)),
         "untitled": count(items.filter(items.is_merchandise & items.is_untitled)),
     }
-    n_items = count(items) - counts["non_merchandise"]
+    n_items = count(items.filter(items.is_merchandise))
     if not n_items:
         raise InputError(
-            f"{path} has no item to recommend: {counts}",
+            f"{where} has no item to recommend: {counts}",
             expected="one row per item",
             do="check what wrote the file, and ingest.merchandise",
         )
-    if counts["untitled"] == n_items:
+    if count(items.filter(items.is_merchandise & items.is_nameless)) == n_items:
         raise InputError(
-            f"{path} is a catalogue without titles: {config.item_columns.title!r} is empty for all {n_items:,} items",
-            expected="a name for each item, as a customer reads it: the models read this text",
-            do='map the column that has it:\n[ingest.item_columns]\ntitle = "…"',
+            f"{where} is a catalogue without titles: {config.item_columns.title!r} is empty for all {n_items:,} items",
+            expected="a name for each item, as a customer reads it, or at least a brand or a category: the models read "
+            "this text",
+            do="map the column that has it (the item_id itself if there is nothing better):\n[ingest.item_columns]\n"
+            'title = "…"',
         )
     return items.select(schema.ITEMS.names), counts
 
 
-def _contract_rows(connection: Backend, path: Path, config: IngestConfig) -> ibis.Table:
-    rows = open_parquet(connection, path)
-    columns = list(rows.columns)
-    names = find_columns(path, columns, config.item_columns, "item_columns", schema.REQUIRED_ITEM_COLUMNS)
+def _contract_rows(engine: Engine, files: Sequence[LogFile], config: IngestConfig) -> ibis.Table:
+    where, columns = files[0].file.name, files[0].columns
+    names = find_columns(where, columns, config.item_columns, "item_columns", _required(columns, config))
+    with reading(where):
+        rows = engine.read([file.path for file in files])
 
     def column(name: str, kind: str) -> Any:
         return rows[names[name]] if name in names else ibis.null(kind)
 
-    category = as_text(column("category", "string"))
-    if config.category_separator != schema.CATEGORY_SEPARATOR:
-        category = category.replace(config.category_separator, schema.CATEGORY_SEPARATOR)
     available_from = column("available_from", "timestamp")
-    with reading(path):
-        unit = time_unit(available_from, "auto")
+    unit = config.timestamp_unit
+    if has_votes(available_from, unit):
+        with reading(where):
+            unit = elected(rows.aggregate(**unit_votes(available_from)).to_pyarrow().to_pylist()[0])
     is_merchandise = ibis.literal(True)
     if config.merchandise is not None:
-        require_column(path, columns, config.merchandise, "merchandise")
+        require_column(where, columns, config.merchandise, "merchandise")
         is_merchandise = rows[config.merchandise].try_cast("boolean").fill_null(True)
     return rows.select(
         item_id=as_id(column(schema.ITEM_ID, "string")),
         title=as_text(column("title", "string")),
-        category=category,
+        category=_category(as_text(column("category", "string")), config),
         brand=as_text(column("brand", "string")),
-        price=column("price", "float64").try_cast("float64"),
+        price=as_number(column("price", "float64")),
         description=as_text(column("description", "string")),
         in_stock=column("in_stock", "boolean").try_cast("boolean"),
-        available_from=as_micros(available_from, unit),
+        available_from=as_micros(engine, available_from, unit, zone=config.timezone),
         is_merchandise=is_merchandise,
     )
+
+
+def _required(columns: Sequence[str], config: IngestConfig) -> tuple[str, ...]:
+    """The title need not be there where something else can stand in for it."""
+    stand_ins = (config.item_columns.brand, config.item_columns.category)
+    can_do_without = config.item_columns.title == "title" and any(name in columns for name in stand_ins)
+    return (schema.ITEM_ID,) if can_do_without else schema.REQUIRED_ITEM_COLUMNS
+
+
+def _category(category: ibis.Value, config: IngestConfig) -> ibis.Value:
+    if config.category_separator == schema.CATEGORY_SEPARATOR:
+        return category
+    return category.replace(config.category_separator, schema.CATEGORY_SEPARATOR)

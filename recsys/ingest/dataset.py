@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.artifacts import Artifact
 
 Part = Literal["valid", "test"]
+PARTS: Final = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,10 @@ class Cases:
 class Dataset(Artifact):
     """What `recsys ingest` writes.
 
-    Files: `users.parquet`, `items.parquet`, `sequences.parquet`, `splits.parquet`, `quarantine.parquet`
-    (schemas in `recsys.schema`); the manifest counts rows in, kept, quarantined by reason and merged by reason.
+    Files: `users.parquet`, `items.parquet`, `train.parquet`, `valid.parquet` and `test.parquet` (each user's events of
+    that part), `quarantine.parquet` (schemas in `recsys.schema`), `profile.json`; the manifest counts rows in, kept,
+    quarantined by reason and merged by reason. Users are numbered in the order of the part in which they are first
+    seen, so nothing that comes after a cut changes a byte of the parts before it.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -133,7 +137,26 @@ class Dataset(Artifact):
     @cached_property
     def sequences(self) -> Sequences:
         """All events as flat arrays (17 bytes an event)."""
-        table = pq.read_table(self.path / "sequences.parquet").combine_chunks()
+        return _joined([self._read(part) for part in PARTS], self._counts_by_part.T)
+
+    @cached_property
+    def split(self) -> Split:
+        """Where each user's sequence is cut."""
+        ends = np.cumsum(self._counts_by_part, axis=0, dtype=np.int32)
+        return Split(protocol=self.protocol, train_end=ends[0], valid_end=ends[1])
+
+    @cached_property
+    def _counts_by_part(self) -> npt.NDArray[np.int64]:
+        """Number of events, [part, user]."""
+        counts = np.zeros((len(PARTS), self.n_users), dtype=np.int64)
+        for row, part in zip(counts, PARTS, strict=True):
+            table = pq.read_table(self.path / f"{part}.parquet", columns=[schema.USER_IDX, schema.EVENT_TYPE])
+            row[table[schema.USER_IDX].to_numpy()] = pc.list_value_length(table[schema.EVENT_TYPE]).to_numpy()
+        return counts
+
+    def _read(self, part: str) -> Sequences:
+        """One part's events, without a row for users who have none in it."""
+        table = pq.read_table(self.path / f"{part}.parquet").combine_chunks()
         lists = {name: _list_array(table, name) for name in table.column_names if name != schema.USER_IDX}
         first = lists[schema.ITEM_IDX]
         offsets = np.asarray(first.offsets, dtype=np.int64)
@@ -146,19 +169,9 @@ class Dataset(Artifact):
         )
 
     @cached_property
-    def split(self) -> Split:
-        """Where each user's sequence is cut."""
-        table = pq.read_table(self.path / "splits.parquet")
-        return Split(
-            protocol=self.protocol,
-            train_end=table["train_end"].to_numpy(),
-            valid_end=table["valid_end"].to_numpy(),
-        )
-
-    @cached_property
     def train(self) -> Sequences:
         """The training part of every sequence: the only events that a model or a baseline may be fitted on."""
-        return cut(self.sequences, self.split.train_end)
+        return _joined([self._read("train")], self._counts_by_part[:1].T)
 
     def cases(self, part: Part) -> Cases:
         """The users to ask in one part of the split, with their targets (distinct items, first occurrence first)."""
@@ -195,11 +208,6 @@ class Dataset(Artifact):
         return self.sequences.item_idx[begin:stop]
 
 
-def cut(sequences: Sequences, end: npt.NDArray[np.int32]) -> Sequences:
-    """The first `end[u]` events of every user u, as flat arrays of their own."""
-    return take(sequences, sequences.offsets[:-1], end.astype(np.int64))
-
-
 def take(sequences: Sequences, begin: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> Sequences:
     """Rows of their own: row r is the `count[r]` events from place `begin[r]` of the flat arrays on."""
     offsets = np.zeros(len(count) + 1, dtype=np.int64)
@@ -212,6 +220,30 @@ def take(sequences: Sequences, begin: npt.NDArray[np.int64], count: npt.NDArray[
         sequences.timestamp[place],
         sequences.session[place],
     )
+
+
+def _joined(parts: list[Sequences], count: npt.NDArray[np.int64]) -> Sequences:
+    """Each user's events of all parts, one after the other.
+
+    Args:
+        parts: rows of the users who have events in them, in the order of user_idx.
+        count: number of events, [n_users, n_parts].
+    """
+    n_users, n_parts = count.shape
+    offsets = np.zeros(n_users * n_parts + 1, dtype=np.int64)
+    np.cumsum(count.ravel(), out=offsets[1:])
+    n_events = int(offsets[-1])
+    starts = offsets[:-1].reshape(n_users, n_parts)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name in ("item_idx", "event_type", "timestamp", "session"):
+        arrays[name] = np.empty(n_events, dtype=getattr(parts[0], name).dtype)
+    for part, rows in enumerate(parts):
+        has_any = count[:, part] > 0
+        shift = starts[has_any, part] - rows.offsets[:-1]
+        place = np.repeat(shift, rows.lengths) + np.arange(rows.offsets[-1])
+        for name, array in arrays.items():
+            array[place] = getattr(rows, name)
+    return Sequences(np.append(starts[:, 0], n_events), **arrays)
 
 
 def _list_array(table: pa.Table, name: str) -> pa.ListArray:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from math import ceil
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import ibis
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import schema
-from recsys.artifacts import Draft, Recipe, hash_file
+from recsys.artifacts import Draft, Recipe, hash_file, write_json
 from recsys.errors import InputError, RecsysError
-from recsys.ingest.catalogue import read_catalogue
-from recsys.ingest.clean import EVENT_KEY, K_CORE, USER_KEY, WANTED, check, count_merged, merge, quarantine, rows_of
+from recsys.ingest.catalogue import derive_catalogue, open_catalogue, read_catalogue
+from recsys.ingest.clean import K_CORE, WANTED, bots, cancellations, check, outside_core
 from recsys.ingest.config import IngestConfig
-from recsys.ingest.dataset import Dataset
-from recsys.ingest.engine import count, drop, engine, reading, require_file, write_parquet
-from recsys.ingest.log import Log, event_types
-from recsys.ingest.sequences import k_core, number_sessions, random_key, sequences
-from recsys.ingest.split import Cuts, find_cuts, to_micros
+from recsys.ingest.dataset import PARTS, Dataset
+from recsys.ingest.engine import DuckDbEngine, Engine, count_by, open_duckdb, open_engine, reading, write_parquet
+from recsys.ingest.files import DataFile, find_files
+from recsys.ingest.histories import CONTENT, MONEY, SESSION_KEY, Assembly, Histories
+from recsys.ingest.log import Log, LogFile, event_types, find_log, open_log
+from recsys.ingest.profile import Profile
+from recsys.ingest.quarantine import write_quarantine
+from recsys.ingest.sequences import write_parts
+from recsys.ingest.split import find_cuts, to_micros
 from recsys.runtime import Runtime
-
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
 
 
 def ingest(
@@ -52,173 +57,244 @@ def ingest(
     Raises:
         InputError: the files cannot be used, or no event is left; what was at `out` is untouched.
     """
-    files = {"events": data / config.events, "items": data / config.items}
-    for path in files.values():
-        require_file(path)
     recipe = Recipe(
         kind=Dataset.kind,
-        # A file's content counts, not the folder that it lies in; its name is written to the quarantine.
-        config=config.model_copy(update={name: Path(path.name) for name, path in files.items()}),
-        inputs={name: hash_file(path) for name, path in files.items()},
+        config=_what_counts(config),
+        inputs={name: hash_file(file.path) for name, file in _inputs(config, data)},
         seed=runtime.seed,
         modules=("recsys.ingest",),
     )
     if force or not recipe.is_current(out):
-        with recipe.build(out) as draft, engine(draft.scratch, runtime) as connection:
-            _build(connection, config, draft, files["events"], files["items"], runtime)
+        with recipe.build(out) as draft, open_engine(config, draft.scratch / "engine", runtime) as engine:
+            _Ingestion(engine, config, data, draft, runtime).run()
     return Dataset.open(out)
 
 
-def _build(
-    connection: Backend, config: IngestConfig, draft: Draft, events_path: Path, items_path: Path, runtime: Runtime
-) -> None:
-    as_of = to_micros(config.as_of or datetime.now(UTC))
-    catalogue, catalogue_counts = read_catalogue(connection, items_path, config)
-    log = Log(connection, events_path, config)
-    with reading(events_path):
-        checked = connection.create_table("checked", check(log, catalogue, as_of=as_of))
-    rejected, good = checked.filter(checked.reason.notnull()), checked.filter(checked.reason.isnull())
-    quarantined = _count_by(rejected, "reason")
-    _stop_if_too_bad(log, quarantined, config)
+def _inputs(config: IngestConfig, data: Path) -> Iterator[tuple[str, DataFile]]:
+    """All files that are read, each under a name that says what it is and how it is called in the quarantine."""
+    for file, _ in find_log(config, data):
+        yield f"events {file.name}", file
+    if not config.items_from_events:
+        for file in find_files(data, config.items, config.items_text, key="ingest.items"):
+            yield f"items {file.name}", file
 
-    keys = good.select(schema.USER_ID).distinct().mutate(user_key=ibis.row_number().over(order_by=schema.USER_ID))
-    keys = connection.create_table("user_keys", keys)
-    good = good.inner_join(keys, schema.USER_ID)
-    events = _merge(connection, good, log.n_rows - sum(quarantined.values()), config, runtime)
-    cuts = find_cuts(events, config)
-    if config.min_user_events > 1 or config.min_item_events > 1:
-        events, lost = _cut_to_core(connection, events, cuts, config)
-        out_of_core = rows_of(lost, good).mutate(reason=ibis.literal(K_CORE))
-        rejected = rejected.select("row", "reason").union(out_of_core.select("row", "reason"))
-        if n_lost := count(out_of_core):
-            quarantined[K_CORE] = n_lost
-        _stop_if_empty(log, quarantined)
 
-    users = keys.semi_join(events, USER_KEY).mutate(user_idx=ibis.row_number().over(order_by=USER_KEY))
-    users = connection.create_table("users", users)
-    items = catalogue.filter(catalogue.item_idx.notnull())
-    ids = items.select(schema.ITEM_IDX, schema.ITEM_ID)
-    numbered = events.inner_join(users, USER_KEY).inner_join(ids, schema.ITEM_IDX)
-    numbered = numbered.mutate(random_key=random_key(numbered, seed=runtime.seed))
-    numbered = numbered.drop(USER_KEY, schema.USER_ID, schema.ITEM_ID, "n_rows")
-    n_users = write_parquet(connection, users.order_by(schema.USER_IDX), draft.path / "users.parquet", schema.USERS)
-    n_items = write_parquet(connection, items.order_by(schema.ITEM_IDX), draft.path / "items.parquet", schema.ITEMS)
-    written = _write_sequences(connection, numbered, n_users, cuts, config, draft.path, runtime)
-    n_quarantined = write_parquet(
-        connection, quarantine(log, rejected), draft.path / "quarantine.parquet", schema.QUARANTINE
-    )
+def _what_counts(config: IngestConfig) -> IngestConfig:
+    """The config without what decides only how the dataset is made, and not what is in it."""
+    defaults = IngestConfig()
+    # The files' content and names count, not the folder that they lie in.
+    free = {"events", "items", "engine", "spark", "incremental"}
+    sources = tuple(source.model_copy(update={"events": defaults.events}) for source in config.sources)
+    return config.model_copy(update={name: getattr(defaults, name) for name in free} | {"sources": sources})
 
-    merged = count_merged(log, good, events)
-    if log.n_rows != written["kept"] + n_quarantined + sum(merged.values()):
-        raise RecsysError(
-            f"rows were lost on the way, which is a fault of recsys: {log.n_rows} came, {written['kept']} were kept, "
-            f"{n_quarantined} quarantined and {merged} merged"
+
+def check_input(config: IngestConfig, data: Path, runtime: Runtime) -> None:
+    """Open the log and the catalogue as `ingest` would: columns, event types and titles are checked, nothing is kept.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    with TemporaryDirectory() as folder, open_engine(config, Path(folder) / "engine", runtime) as engine:
+        Log(engine, config, open_log(config, data, Path(folder) / "landed", runtime))
+        if not config.items_from_events:
+            read_catalogue(engine, open_catalogue(config, data, Path(folder) / "items"), config)
+
+
+_REJECTED: Final = ("file", "row", "reason")
+
+
+class _Ingestion:
+    """One run of the stage; its steps, in their order."""
+
+    def __init__(self, engine: Engine, config: IngestConfig, data: Path, draft: Draft, runtime: Runtime) -> None:
+        self._engine, self._config, self._data, self._draft, self._runtime = engine, config, data, draft, runtime
+        self._as_of = to_micros(config.as_of or datetime.now(UTC))
+
+    def run(self) -> None:
+        files = open_log(self._config, self._data, self._draft.scratch / "landed", self._runtime)
+        self._log = log = Log(self._engine, self._config, files)
+        catalogue, catalogue_counts = self._check()
+        self._apply_rules_between_rows()
+
+        path = self._draft.path
+        items = catalogue.filter(catalogue.item_idx.notnull()).order_by(schema.ITEM_IDX)
+        n_items = write_parquet(self._engine.stream(items), path / "items.parquet", schema.ITEMS)
+        users = self._number_users()
+        n_users = write_parquet(
+            self._engine.stream(users.order_by(schema.USER_IDX)), path / "users.parquet", schema.USERS
         )
-    types = event_types(config)
-    by_code = _count_by(events, schema.EVENT_TYPE)
-    draft.counts |= {
-        "rows_in": log.n_rows,
-        "kept": written.pop("kept"),
-        "users": n_users,
-        "items": n_items,
-        **written,
-        "events": {name: by_code.get(code, 0) for code, name in enumerate(types)},
-        "quarantined": quarantined,
-        "merged": merged,
-        "catalogue": catalogue_counts,
-    }
-    draft.info |= {
-        "event_types": types,
-        "protocol": config.protocol,
-        "train_until": cuts.train_until,
-        "valid_until": cuts.valid_until,
-        "as_of": as_of,
-        "timestamp_unit": log.timestamp_unit,
-    }
+        written = self._write_histories(users)
+        quarantined = self._count_rejected()
+        self._write_quarantine(files, sum(quarantined.values()))
+        merged = self._merged
+        n_out = written["kept"] + sum(quarantined.values()) + sum(merged.values())
+        if log.n_rows != n_out:
+            raise RecsysError(
+                f"rows were lost on the way, which is a fault of recsys: {log.n_rows} came, {written['kept']} were "
+                f"kept, {sum(quarantined.values())} quarantined and {sum(merged.values())} merged"
+            )
+        counts = {
+            "rows_in": log.n_rows,
+            "kept": written["kept"],
+            "users": n_users,
+            "items": n_items,
+            **{name: written[name] for name in ("sessions", *PARTS)},
+            "events": written["events"],
+            "quarantined": quarantined,
+            "merged": merged,
+            "catalogue": catalogue_counts,
+            "files": len(files),
+        }
+        write_json(path / "profile.json", self._profile.finish(counts))
+        self._draft.counts |= counts
+        self._draft.info |= {
+            "event_types": event_types(self._config),
+            "protocol": self._config.protocol,
+            "train_until": self._cuts.train_until,
+            "valid_until": self._cuts.valid_until,
+            "as_of": self._as_of,
+            "timestamp_unit": next(iter(log.units.values())),
+        }
 
+    def _check(self) -> tuple[ibis.Table, dict[str, int]]:
+        """Judge every row by itself and by the catalogue, which is returned with its counts; find the cuts."""
+        engine, config, log = self._engine, self._config, self._log
+        rows = log.rows()
+        if config.items_from_events:
+            with reading(log.name):
+                rows = engine.keep("rows", check(rows, None, as_of=self._as_of))
+            self._judge(rows)
+            catalogue, counts = derive_catalogue(engine, self._good, self._cuts, config)
+            self._judge(engine.keep("checked", check(rows, catalogue, as_of=self._as_of)))
+            return catalogue, counts
+        files = open_catalogue(config, self._data, self._draft.scratch / "landed_items")
+        catalogue, counts = read_catalogue(engine, files, config)
+        with reading(log.name):
+            checked = engine.keep("checked", check(rows, catalogue, as_of=self._as_of))
+        self._judge(checked)
+        return catalogue, counts
 
-def _merge(connection: Backend, rows: ibis.Table, n_rows: int, config: IngestConfig, runtime: Runtime) -> ibis.Table:
-    """All events of `rows`, merged one bucket of users after the other, so that memory does not grow with the log."""
-    n_buckets = ceil(n_rows / config.events_per_bucket)
-    events = connection.create_table("events", schema=merge(rows).schema())
-    for bucket in runtime.track(range(n_buckets), label="merge rows to events", unit="bucket"):
-        part = rows if n_buckets == 1 else rows.filter((rows.user_id.hash() % n_buckets).abs() == bucket)
-        connection.insert("events", merge(part))
-    return events
+    def _judge(self, checked: ibis.Table) -> None:
+        self._good = checked.filter(checked.reason.isnull())
+        self._rejected = [checked.filter(checked.reason.notnull()).select(*_REJECTED)]
+        self._stop_if_too_bad()
+        self._cuts = find_cuts(self._good, self._config)
 
+    def _apply_rules_between_rows(self) -> None:
+        """Reject what only other rows show to be wrong."""
+        config, cuts = self._config, self._cuts
+        if config.bot_events_per_hour or config.bot_events_per_day:
+            self._reject("bot", bots(self._good, cuts, config).mutate(reason=ibis.literal("bot")))
+        if config.cancelled or "cancel" in config.event_types.values():
+            self._reject("cancelled", cancellations(self._good, cuts))
+        if config.min_user_events > 1 or config.min_item_events > 1:
+            outside = outside_core(
+                self._engine,
+                self._good,
+                cuts,
+                min_user_events=config.min_user_events,
+                min_item_events=config.min_item_events,
+            )
+            self._reject("core", outside.mutate(reason=ibis.literal(K_CORE)))
+        if len(self._rejected) > 1:
+            self._stop_if_empty(self._count_rejected())
 
-def _cut_to_core(
-    connection: Backend, events: ibis.Table, cuts: Cuts, config: IngestConfig
-) -> tuple[ibis.Table, ibis.Table]:
-    """Events that stay and events that are lost to the k-core, which is that of the training events alone."""
-    training = events.filter(cuts.trains(events))
-    core = k_core(connection, training, min_user_events=config.min_user_events, min_item_events=config.min_item_events)
-    lost = connection.create_table("lost", training.anti_join(core, core.columns))
-    return connection.create_table("core_events", events.anti_join(lost, list(EVENT_KEY))), lost
+    def _reject(self, rule: str, rows: ibis.Table) -> None:
+        found = self._engine.keep(f"rejected_by_{rule}", rows.select(*_REJECTED))
+        self._rejected.append(found)
+        self._good = self._engine.keep(f"good_after_{rule}", self._good.anti_join(found, ["file", "row"]))
 
+    def _number_users(self) -> ibis.Table:
+        """Users in the order of the part in which they are first seen, so that later ones do not renumber them."""
+        good = self._good
+        first = good.group_by(schema.USER_ID).aggregate(first=good.timestamp.min())
+        index = ibis.row_number().over(order_by=["part", schema.USER_ID])
+        users = first.mutate(part=self._cuts.part(first.first)).mutate(user_idx=index.cast("int32"))
+        return self._engine.keep("users", users.select(schema.USER_IDX, schema.USER_ID))
 
-def _write_sequences(
-    connection: Backend,
-    events: ibis.Table,
-    n_users: int,
-    cuts: Cuts,
-    config: IngestConfig,
-    folder: Path,
-    runtime: Runtime,
-) -> dict[str, int]:
-    """Write sequences and splits, one range of users after the other, and count what was written."""
-    n_buckets = min(n_users, ceil(count(events) / config.events_per_bucket))
-    bounds = [n_users * bucket // n_buckets for bucket in range(n_buckets + 1)]
-    gap = round(config.session_gap_minutes * 60_000_000)
-    counts = dict.fromkeys(("kept", "sessions", "train", "valid", "test"), 0)
-    with (
-        pq.ParquetWriter(folder / "sequences.parquet", schema.SEQUENCES, compression="zstd") as sequences_file,
-        pq.ParquetWriter(folder / "splits.parquet", schema.SPLITS, compression="zstd") as splits_file,
-    ):
-        buckets = list(itertools.pairwise(bounds))
-        for first, stop in runtime.track(buckets, label="order events by user", unit="bucket"):
-            # A table, not an expression: it is read more than once.
-            bucket = events.filter((events.user_idx >= first) & (events.user_idx < stop))
-            bucket = connection.create_table("bucket", bucket)
-            table = connection.to_pyarrow(sequences(number_sessions(bucket, gap=gap), cuts))
-            drop(connection, bucket)
-            sequences_file.write_table(table.select(schema.SEQUENCES.names).cast(schema.SEQUENCES))
-            splits_file.write_table(table.select(schema.SPLITS.names).cast(schema.SPLITS))
-            kept = pc.sum(pc.list_value_length(table[schema.ITEM_IDX])).as_py()
-            train_end, valid_end = (pc.sum(table[name]).as_py() for name in ("train_end", "valid_end"))
-            counts["kept"] += kept
-            counts["sessions"] += pc.sum(table["n_sessions"]).as_py()
-            counts["train"] += train_end
-            counts["valid"] += valid_end - train_end
-            counts["test"] += kept - valid_end
-    return counts
-
-
-def _stop_if_too_bad(log: Log, quarantined: dict[str, int], config: IngestConfig) -> None:
-    _stop_if_empty(log, quarantined)
-    n_faulty = sum(n for reason, n in quarantined.items() if reason not in WANTED)
-    if n_faulty > config.max_bad_share * log.n_rows:
-        raise InputError(
-            f"{n_faulty:,} of {log.n_rows:,} rows of {log.path} are faulty: {_in_words(quarantined)}",
-            expected=f"at most {config.max_bad_share:.1%} (ingest.max_bad_share)",
-            do="mend what wrote the log, or raise ingest.max_bad_share",
+    def _write_histories(self, users: ibis.Table) -> dict[str, Any]:
+        """Write the three parts and what is counted on the way."""
+        path, config = self._draft.path, self._config
+        names = (schema.ITEM_IDX, schema.EVENT_TYPE, schema.TIMESTAMP, CONTENT)
+        optional = (name for name in (SESSION_KEY, schema.POSITION, MONEY) if name in self._good.columns)
+        events = self._good.inner_join(users, schema.USER_ID).select(schema.USER_IDX, *names, *optional)
+        events = events.order_by(schema.USER_IDX, schema.TIMESTAMP)
+        items = pq.read_table(path / "items.parquet")
+        types = event_types(config)
+        assembly = Assembly(
+            item_ids=items[schema.ITEM_ID],
+            cuts=self._cuts,
+            gap=round(config.session_gap_minutes * 60_000_000),
+            seed=self._runtime.seed,
         )
+        self._profile = Profile(items, types)
+        by_type = np.zeros(len(types), dtype=np.int64)
+        n_sessions = 0
 
+        def counted(users_file: pq.ParquetFile) -> Iterator[Histories]:
+            nonlocal by_type, n_sessions
+            stream = self._runtime.track(self._engine.stream(events), label="order events by user", unit="batch")
+            for histories in assembly.histories(stream, users_file.iter_batches()):
+                self._profile.add(histories)
+                by_type += np.bincount(histories.event_type, minlength=len(types))
+                n_sessions += int(np.maximum.reduceat(histories.session, histories.offsets[:-1]).sum()) + len(histories)
+                yield histories
 
-def _stop_if_empty(log: Log, quarantined: dict[str, int]) -> None:
-    if sum(quarantined.values()) == log.n_rows:
-        raise InputError(
-            f"all {log.n_rows:,} rows of {log.path} were rejected: {_in_words(quarantined)}",
-            expected="some event of a known item at a time in the past",
-            do="check [ingest.columns], ingest.timestamp_unit, and that events and items name the same items",
-        )
+        with pq.ParquetFile(path / "users.parquet") as users_file:
+            by_part = write_parts(path, counted(users_file))
+        self._merged = asdict(assembly.merged)
+        return {
+            "kept": int(by_type.sum()),
+            "sessions": n_sessions,
+            **by_part,
+            "events": dict(zip(types, by_type.tolist(), strict=True)),
+        }
+
+    def _write_quarantine(self, files: Sequence[LogFile], n_rejected: int) -> None:
+        path = self._draft.path / "quarantine.parquet"
+        rejected = reduce(lambda one, other: one.union(other), self._rejected)
+        if isinstance(self._engine, DuckDbEngine):
+            n_written = write_quarantine(self._engine, files, rejected, path)
+        else:
+            with open_duckdb(self._draft.scratch / "duckdb", self._runtime) as local:
+                found = pa.Table.from_batches(self._engine.stream(rejected), rejected.schema().to_pyarrow())
+                n_written = write_quarantine(local, files, local.take("rejected", found), path)
+        if n_written != n_rejected:
+            raise RecsysError(
+                f"rows were lost on the way, which is a fault of recsys: {n_rejected} were rejected, {n_written} found "
+                "in the files"
+            )
+
+    def _count_rejected(self) -> dict[str, int]:
+        """Number of rejected rows by reason, those included that could not be read from their file."""
+        counts: dict[str, int] = {}
+        unread = [pc.value_counts(file.rejected["reason"]).to_pylist() for file in self._log.files]
+        found = [count_by(table, "reason") for table in self._rejected]
+        for each in (*found, *({pair["values"]: pair["counts"] for pair in pairs} for pairs in unread)):
+            for reason, n in each.items():
+                counts[reason] = counts.get(reason, 0) + n
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def _stop_if_too_bad(self) -> None:
+        quarantined = self._count_rejected()
+        self._stop_if_empty(quarantined)
+        log, limit = self._log, self._config.max_bad_share
+        n_faulty = sum(n for reason, n in quarantined.items() if reason not in WANTED)
+        if n_faulty > limit * log.n_rows:
+            raise InputError(
+                f"{n_faulty:,} of {log.n_rows:,} rows of {log.name} are faulty: {_in_words(quarantined)}",
+                expected=f"at most {limit:.1%} (ingest.max_bad_share)",
+                do="mend what wrote the log, or raise ingest.max_bad_share",
+            )
+
+    def _stop_if_empty(self, quarantined: dict[str, int]) -> None:
+        if sum(quarantined.values()) == self._log.n_rows:
+            raise InputError(
+                f"all {self._log.n_rows:,} rows of {self._log.name} were rejected: {_in_words(quarantined)}",
+                expected="some event of a known item at a time in the past",
+                do="check [ingest.columns], ingest.timestamp_unit, and that events and items name the same items",
+            )
 
 
 def _in_words(quarantined: dict[str, int]) -> str:
     return ", ".join(f"{reason} {n:,}" for reason, n in quarantined.items())
-
-
-def _count_by(table: ibis.Table, column: str) -> dict[Any, int]:
-    """Number of rows by value, the most frequent first."""
-    counts = table.group_by(column).aggregate(n=table.count()).order_by(ibis.desc("n"), column)
-    return {row[column]: row["n"] for row in counts.to_pyarrow().to_pylist()}

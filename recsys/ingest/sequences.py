@@ -1,110 +1,141 @@
-"""From events to one ordered sequence per user: k-core, sessions, ordered lists."""
+"""Histories on disk: one file for each part of the split, so that what trains holds nothing of what comes later."""
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
 
-import ibis
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys import schema
-from recsys.ingest.clean import USER_KEY
-from recsys.ingest.engine import count, drop
-from recsys.ingest.split import Cuts
+from recsys.ingest.dataset import PARTS
+from recsys.ingest.histories import Histories
 
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
+ROW_GROUP_EVENTS: Final = 1 << 20
 
-_PAIR = (USER_KEY, schema.ITEM_IDX)
+Ints = npt.NDArray[np.int64]
 
 
-def k_core(connection: Backend, events: ibis.Table, *, min_user_events: int, min_item_events: int) -> ibis.Table:
-    """The largest part of the log in which every user and every item has that many events.
+def write_parts(folder: Path, histories: Iterable[Histories]) -> dict[str, int]:
+    """Write `train.parquet`, `valid.parquet` and `test.parquet`, columns of `schema.SEQUENCES`.
 
-    Removing a user takes events from items, and the other way round, so both are removed until nothing changes.
+    Args:
+        folder: where to.
+        histories: all users, in the order of user_idx, in batches of any size.
 
     Returns:
-        The pairs `user_key`, `item_idx` whose events stay.
+        Number of events by part.
     """
-    core = connection.create_table("core_0", events.group_by(*_PAIR).aggregate(n=events.count()))
-    for step in itertools.count(1):
-        users = core.group_by(USER_KEY).aggregate(n=core.n.sum()).filter(lambda t: t.n >= min_user_events)
-        items = core.group_by(schema.ITEM_IDX).aggregate(n=core.n.sum()).filter(lambda t: t.n >= min_item_events)
-        smaller = connection.create_table(
-            f"core_{step}", core.semi_join(users, USER_KEY).semi_join(items, schema.ITEM_IDX)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_PartWriter(folder / f"{part}.parquet")) for part in PARTS]
+        for batch in histories:
+            ends = [batch.train_end.astype(np.int64), batch.valid_end.astype(np.int64), np.diff(batch.offsets)]
+            for writer, begin, end in zip(writers, [np.zeros_like(ends[0]), *ends], ends, strict=False):
+                writer.write(batch, begin, end)
+    return {part: writer.n_events for part, writer in zip(PARTS, writers, strict=True)}
+
+
+class _PartWriter:
+    """Writes the events of one part, a row for each user who has any.
+
+    Row groups are cut by the part's own events, so its bytes do not depend on the other parts, nor on the batches in
+    which the histories come.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, schema.SEQUENCES, compression="zstd")
+        self._pending: list[pa.Table] = []
+        self._n_pending = 0
+        self.n_events = 0
+
+    def write(self, histories: Histories, begin: Ints, end: Ints) -> None:
+        """Add the events `[begin[u], end[u])` of every user u, counted from the user's first."""
+        count = end - begin
+        if not count.any():
+            return
+        rows = np.flatnonzero(count)
+        if count.sum() == len(histories.item_idx):
+            events: slice | npt.NDArray[np.int64] = slice(None)
+        else:
+            first = (histories.offsets[:-1] + begin)[rows]
+            events = _places(first, count[rows])
+        table = _as_table(
+            histories.user_idx[rows],
+            count[rows],
+            histories.item_idx[events],
+            histories.event_type[events],
+            histories.timestamp[events],
+            histories.session[events],
         )
-        unchanged = count(smaller) == count(core)
-        drop(connection, core)
-        core = smaller
-        if unchanged:
-            break
-    return core.select(*_PAIR)
+        self.n_events += int(count.sum())
+        self._n_pending += int(count.sum())
+        self._pending.append(table)
+        if self._n_pending >= ROW_GROUP_EVENTS:
+            self._flush()
+
+    def _flush(self, *, last: bool = False) -> None:
+        table = pa.concat_tables(self._pending).combine_chunks()
+        until = np.cumsum(table[schema.ITEM_IDX].combine_chunks().value_lengths().to_numpy())
+        begin = 0
+        while begin < len(table):
+            before = until[begin - 1] if begin else 0
+            end = int(np.searchsorted(until, before + ROW_GROUP_EVENTS)) + 1
+            if end > len(table) and not last:
+                break
+            self._writer.write_table(table.slice(begin, end - begin), row_group_size=len(table))
+            begin = end
+        rest = table.slice(begin)
+        self._pending = [rest.take(pa.array(range(len(rest)), pa.int64()))] if len(rest) else []
+        self._n_pending = int(until[-1] - (until[begin - 1] if begin else 0)) if len(rest) else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._pending:
+            self._flush(last=True)
+        self._writer.close()
 
 
-def number_sessions(events: ibis.Table, *, gap: int) -> ibis.Table:
-    """Add `session`, counted 0, 1, … per user in the order in which sessions start.
-
-    Events of one `session_id` are one session. Where there is none, a pause of more than `gap` microseconds after the
-    user's previous such event starts a new one.
-    """
-    if schema.SESSION_ID not in events.columns:
-        return _sessions_by_gap(events, gap)
-    # Windows are dear, so only the events that need them go through them. No session_id is empty: the name is free.
-    unnamed = _sessions_by_gap(events.filter(events.session_id.isnull()).mutate(session_id=ibis.literal("")), gap)
-    named = events.filter(events.session_id.notnull()).mutate(session=ibis.literal(0, "int64"))
-    events = named.union(unnamed.select(named.columns))
-    key = [schema.USER_IDX, schema.SESSION_ID, "session"]
-    starts = events.group_by(key).aggregate(start=events.timestamp.min())
-    number = ibis.row_number().over(group_by=schema.USER_IDX, order_by=["start", schema.SESSION_ID, "session"])
-    numbers = starts.mutate(number=number).drop("start")
-    return events.inner_join(numbers, key).drop("session").rename(session="number")
-
-
-def _sessions_by_gap(events: ibis.Table, gap: int) -> ibis.Table:
-    previous = events.timestamp.lag().over(group_by=schema.USER_IDX, order_by=schema.TIMESTAMP)
-    events = events.mutate(is_first=(events.timestamp - previous > gap).fill_null(False))
-    # A range, not rows: events of equal time are in one session, whichever of them comes first.
-    until_now = ibis.range_window(group_by=schema.USER_IDX, order_by=schema.TIMESTAMP, preceding=None, following=0)
-    return events.mutate(session=events.is_first.cast("int64").sum().over(until_now)).drop("is_first")
-
-
-def random_key(events: ibis.Table, *, seed: int) -> ibis.Value:
-    """A text to order events of equal time by: a hash of the seed and the event itself.
-
-    Neither the log's order nor another user's events have a say in it, and it is the same on every engine.
-
-    Args:
-        events: `user_id`, `item_id`, `event_type`, `timestamp`.
-        seed: another seed gives another order.
-    """
-    text = ibis.literal(str(seed))
-    for name in (schema.USER_ID, schema.ITEM_ID, schema.EVENT_TYPE, schema.TIMESTAMP):
-        text = text + "|" + events[name].cast("string")
-    return text.hexdigest("md5")[:12]  # 48 bits are enough for the few events of one user and moment
-
-
-def sequences(events: ibis.Table, cuts: Cuts) -> ibis.Table:
-    """One row per user, in the order of user_idx.
-
-    Events are ordered by time, inside equal times by `position` where there is one, then by `random_key`.
+def _as_table(
+    user_idx: npt.NDArray[np.int32],
+    count: Ints,
+    item_idx: npt.NDArray[np.int32],
+    event_type: npt.NDArray[np.int8],
+    timestamp: Ints,
+    session: npt.NDArray[np.int32],
+) -> pa.Table:
+    """Flat arrays as a table of lists, columns of `schema.SEQUENCES`.
 
     Args:
-        events: `user_idx`, `item_idx`, `event_type`, `timestamp`, `session`, `random_key`, maybe `position`.
-        cuts: where to split.
-
-    Returns:
-        The columns of `schema.SEQUENCES`, `train_end`, `valid_end` and `n_sessions`.
+        user_idx: [n_users].
+        count: events of each user, [n_users].
+        item_idx: of all events, the users' one after the other, [n_events]; so are the following.
+        event_type: codes.
+        timestamp: microseconds since 1970, UTC.
+        session: numbers within the user.
     """
-    order = {schema.TIMESTAMP: events.timestamp}
-    if schema.POSITION in events.columns:
-        # Engines differ in where they sort a null inside a struct, so there is none.
-        order[schema.POSITION] = events.position.fill_null(2**63 - 1)
-    order["random_key"] = events.random_key
-    lists = [name for name in schema.SEQUENCES.names if name != schema.USER_IDX]
-    # Structs sort by their fields in turn: the order's come first, and the others settle what little is left.
-    fields = order | {name: events[name] for name in lists if name not in order}
-    ordered = events.group_by(schema.USER_IDX).aggregate(
-        events=ibis.struct(fields).collect().sort(), n_sessions=events.session.max() + 1, **cuts.ends(events)
-    )
-    columns = {name: ordered.events.map(lambda event, name=name: event[name]) for name in lists}
-    return ordered.select(schema.USER_IDX, "train_end", "valid_end", "n_sessions", **columns).order_by(schema.USER_IDX)
+    offsets = np.zeros(len(count) + 1, dtype=np.int32)
+    np.cumsum(count, out=offsets[1:])
+    values: dict[str, npt.NDArray[Any]] = {
+        schema.ITEM_IDX: item_idx,
+        schema.EVENT_TYPE: event_type,
+        schema.TIMESTAMP: timestamp,
+        "session": session,
+    }
+    lists = {name: pa.ListArray.from_arrays(offsets, pa.array(array)) for name, array in values.items()}
+    return pa.table({schema.USER_IDX: pa.array(user_idx), **lists}).cast(schema.SEQUENCES)
+
+
+def _places(first: Ints, count: Ints) -> Ints:
+    """For each row the places `first`, `first + 1`, … , `count` of them; laid end to end."""
+    ends = np.cumsum(count)
+    return np.repeat(first - ends + count, count) + np.arange(ends[-1] if len(ends) else 0)

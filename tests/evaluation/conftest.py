@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from recsys import schema
 from recsys.artifacts import Recipe
 from recsys.ingest.dataset import Dataset, Sequences
+from tests.written import write_sequences
 
 WriteDataset = Callable[..., Dataset]
 
@@ -54,22 +55,10 @@ def build_dataset(
                 },
                 schema.ITEMS,
             ),
-            "sequences": pa.table(
-                {
-                    "user_idx": range(n_users),
-                    "item_idx": [list(row) for row in histories],
-                    "event_type": [[0] * len(row) for row in histories],
-                    "timestamp": [list(row) for row in times],
-                    "session": [[0] * len(row) for row in histories],
-                },
-                schema.SEQUENCES,
-            ),
-            "splits": pa.table(
-                {"user_idx": range(n_users), "train_end": list(train_end), "valid_end": list(valid_end)}, schema.SPLITS
-            ),
         }
         for name, table in tables.items():
             pq.write_table(table, draft.path / f"{name}.parquet")
+        write_sequences(draft.path, histories, times, train_end, valid_end)
         draft.counts |= counts or {}
         draft.info |= {"protocol": protocol, "event_types": list(schema.EVENT_TYPES)} | (info or {})
     return Dataset.open(out)

@@ -19,6 +19,7 @@ from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.retrieval.config import IndexConfig
 from recsys.retrieval.index import ItemIndex, Vectors, build_index
 from recsys.runtime import Runtime
+from tests.written import write_sequences
 
 RUNTIME = Runtime(seed=1, threads=1, progress=False)
 EVENT_TYPES = ("view", "cart", "purchase", "wishlist")
@@ -49,27 +50,24 @@ def write_dataset(
         "available_from": available_from,
     }
     items = {each.name: columns.get(each.name) or [None] * n_items for each in schema.ITEMS}
-    sequences = {
-        schema.USER_IDX: range(n_users),
-        schema.ITEM_IDX: [[item for item, _ in row] for row in histories],
-        schema.EVENT_TYPE: [[code for _, code in row] for row in histories],
-        schema.TIMESTAMP: [[START + p * 1_000_000 for p in range(len(row))] for row in histories],
-        "session": [[0] * len(row) for row in histories],
-    }
     lengths = [len(row) for row in histories]
     tables = {
         "users": pa.table(
             {schema.USER_IDX: range(n_users), schema.USER_ID: [f"u{u}" for u in range(n_users)]}, schema.USERS
         ),
         "items": pa.table(items, schema.ITEMS),
-        "sequences": pa.table(sequences, schema.SEQUENCES),
-        "splits": pa.table(
-            {schema.USER_IDX: range(n_users), "train_end": lengths, "valid_end": lengths}, schema.SPLITS
-        ),
     }
     with Recipe("dataset", Source(name=str(out)), {}, 0, ()).build(out) as draft:
         for name, table in tables.items():
             pq.write_table(table, draft.path / f"{name}.parquet")
+        write_sequences(
+            draft.path,
+            [[item for item, _ in row] for row in histories],
+            [[START + p * 1_000_000 for p in range(len(row))] for row in histories],
+            lengths,
+            lengths,
+            [[code for _, code in row] for row in histories],
+        )
         draft.info |= {"event_types": list(EVENT_TYPES), "protocol": "temporal"}
     return Dataset.open(out)
 

@@ -184,34 +184,16 @@ def test_the_student_learns_a_plain_sequence(finished: Run, tmp_path: Path) -> N
 
 def ring_dataset(folder: Path, items: np.ndarray, n_items: int) -> Any:
     from recsys.ingest.dataset import Dataset
+    from tests.written import write_sequences
 
     n, length = items.shape
-    offsets = pa.array(np.arange(n + 1) * length, pa.int32())
-
-    def lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), kind))
-
-    zeros, users = np.zeros_like(items), pa.array(np.arange(n), pa.int32())
+    users = pa.array(np.arange(n), pa.int32())
     recipe = Recipe(Dataset.kind, Nothing(), {}, 0, ())
     with recipe.build(folder / "dataset") as draft:
         times = np.arange(items.size).reshape(items.shape)
-        pq.write_table(
-            pa.table(
-                [
-                    users,
-                    lists(items, pa.int32()),
-                    lists(zeros, pa.int8()),
-                    lists(times, pa.int64()),
-                    lists(zeros, pa.int32()),
-                ],
-                schema=schema.SEQUENCES,
-            ),
-            draft.path / "sequences.parquet",
-        )
+        write_sequences(draft.path, items.tolist(), times.tolist(), [length - 2] * n, [length - 1] * n)
         ids = [f"u{u}" for u in range(n)]
         pq.write_table(pa.table([users, pa.array(ids)], schema=schema.USERS), draft.path / "users.parquet")
-        ends = [pa.array(np.full(n, end), pa.int32()) for end in (length - 2, length - 1)]
-        pq.write_table(pa.table([users, *ends], schema=schema.SPLITS), draft.path / "splits.parquet")
         names = [f"thing number {i}" for i in range(n_items)]
         blank = [pa.nulls(n_items, field.type) for field in list(schema.ITEMS)[3:]]
         catalogue = [pa.array(np.arange(n_items), pa.int32()), pa.array(names), pa.array(names), *blank]

@@ -1,0 +1,185 @@
+"""Ingestion beside the same job in pandas and in Polars: time and peak memory.
+
+    python benchmarks/ingest.py                    # 1, 10 and 100 million events; a table
+    python benchmarks/ingest.py --sizes 1 --json   # 1 million; one line per figure
+
+Logs of invented events are made (`ingest_peers/data.py`), and each engine checks them, puts bad rows aside, numbers
+users and items, merges copies, orders each user's events, cuts sessions and writes train, valid and test. pandas and
+Polars run up to 10 million events, which fit in memory; recsys runs alone beyond that, once. At every size where all
+run, their rows are compared, and all must be the same.
+
+Each run is a process of its own with two threads. Seconds are wall time from the open files to the written dataset;
+imports come before the clock starts, for all engines alike. The peak is the process's largest resident memory. Runs
+of the engines take turns, and medians are reported. recsys also hashes its inputs and writes statistics of items and
+users and a profile of the log, which the others are not asked for: its seconds hold all of that.
+
+Polars is no dependency of recsys: `pip install polars` to have its figures. Some minutes, and for 100 million events
+about 12 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from _common import Figure, arguments, at_least, at_most, report
+
+PEERS = ("pandas", "polars")
+ENGINES = ("recsys", *PEERS)
+THREADS = 2
+PEERS_UP_TO = 10  # million events
+TIMES_PANDAS, TIMES_POLARS, PEAK_GB = 3, 1.5, 4
+
+
+def main() -> int:
+    """Make the logs, run the engines on them, judge the figures."""
+    parser = arguments(__doc__)
+    parser.add_argument("--sizes", default="1,10,100", help="millions of events, split by commas")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each engine at each size")
+    parser.add_argument("--folder", type=Path, help="where to make the logs (a temporary folder in it goes away after)")
+    parser.add_argument("--one", choices=("generate", *ENGINES, "compare"), help=argparse.SUPPRESS)
+    parser.add_argument("--shop", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sizes = [float(size) for size in options.sizes.split(",")]
+    if options.one:
+        print(json.dumps(one(options.one, options.shop, round(sizes[0] * 1_000_000))))
+        return 0
+
+    engines = [engine for engine in ENGINES if engine == "recsys" or find_spec(engine)]
+    if len(engines) < len(ENGINES):
+        print("polars is not installed: its figures are left out", file=sys.stderr)
+    figures = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            alone = size > PEERS_UP_TO
+            figures += measure(
+                Path(folder), size, engines[:1] if alone else engines, repeats=1 if alone else options.repeats
+            )
+    return report(figures, as_json=options.json)
+
+
+def measure(shop: Path, size: float, engines: Sequence[str], repeats: int) -> list[Figure]:
+    """Figures of one size, in millions of events; `shop` is an empty folder."""
+    _fresh("generate", shop, size)
+    os.sync()  # so that no run waits for the log's own bytes to reach the disk
+    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    for repeat in range(repeats):
+        turn = repeat % len(engines)
+        for engine in (*engines[turn:], *engines[:turn]):
+            run = _fresh(engine, shop, size)
+            runs[engine].append(run)
+            load = " ".join(str(round(load, 2)) for load in os.getloadavg())
+            print(f"{size:g}M {engine}: {run['seconds']:.2f} s, {run['peak']:.2f} GB; load {load}", file=sys.stderr)
+
+    name = f"{size:g}M"
+    seconds = {engine: median(run["seconds"] for run in runs[engine]) for engine in engines}
+    peak = {engine: median(run["peak"] for run in runs[engine]) for engine in engines}
+    figures = []
+    for engine in engines:
+        figures.append(Figure(f"{name}.{engine}.seconds", seconds[engine], "s"))
+        if engine == "recsys" and size == 100:
+            figures.append(at_most(f"{name}.{engine}.peak", peak[engine], PEAK_GB, "GB"))
+        else:
+            figures.append(Figure(f"{name}.{engine}.peak", peak[engine], "GB"))
+    for engine, judged, target in (("pandas", at_least, TIMES_PANDAS), ("polars", at_most, TIMES_POLARS)):
+        if engine not in engines:
+            continue
+        pair = ("pandas", "recsys") if engine == "pandas" else ("recsys", "polars")
+        ratio = seconds[pair[0]] / seconds[pair[1]]
+        ratio_name = f"{name}.{pair[0]}_seconds_per_{pair[1]}_second"
+        figures.append(judged(ratio_name, ratio, target) if size == 10 else Figure(ratio_name, ratio))
+    if len(engines) > 1:
+        differences = _fresh("compare", shop, size)["differences"]
+        for line in differences:
+            print(f"{name} {line}", file=sys.stderr)
+        figures.append(at_most(f"{name}.differences", len(differences), 0))
+    return figures
+
+
+def _fresh(what: str, shop: Path, size: float) -> dict[str, Any]:
+    """One step in a process of its own: its peak is its own, and this process stays small.
+
+    A process's peak begins with that of the process that forked it.
+    """
+    command = [sys.executable, __file__, "--one", what, "--shop", str(shop), "--sizes", f"{size:g}"]
+    threads = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
+    done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def one(what: str, shop: Path, n_events: int) -> dict[str, Any]:
+    """One step, in this process.
+
+    Args:
+        what: "generate", "compare", or an engine.
+        shop: folder of the log; each engine writes to a folder in it.
+        n_events: size of the log, for "generate".
+
+    Returns:
+        Of an engine its `seconds`, `peak` (GB) and `counts`; of "compare" the `differences`, in words.
+    """
+    if what == "generate":
+        from ingest_peers.data import generate
+
+        generate(shop, n_events)
+        return {}
+    if what == "compare":
+        from ingest_peers.compare import differences
+
+        done = [engine for engine in ENGINES if output(shop, engine).is_dir()]
+        first, *others = [output(shop, engine) for engine in done]
+        return {"differences": [line for other in others for line in differences(first, other)]}
+
+    from ingest_peers.data import AS_OF
+    from ingest_peers.job import Job
+
+    out = output(shop, what)
+    shutil.rmtree(out, ignore_errors=True)
+    if what == "recsys":
+        from recsys.ingest.config import IngestConfig
+        from recsys.ingest.ingest import ingest
+        from recsys.runtime import Runtime
+
+        config = IngestConfig(as_of=AS_OF, test_days=7, valid_days=7)
+        runtime = Runtime(threads=THREADS, progress=False)
+        begin = time.perf_counter()
+        counts = ingest(config, out, data=shop, runtime=runtime).counts
+    else:
+        import pyarrow as pa
+
+        peer = import_module(f"ingest_peers.with_{what}")
+        out.mkdir()
+        pa.set_cpu_count(THREADS)
+        job = Job(shop, out, as_of=round(AS_OF.timestamp() * 1_000_000))
+        begin = time.perf_counter()
+        counts = peer.ingest(job)
+    seconds = time.perf_counter() - begin
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": seconds,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "counts": {name: counts[name] for name in ("rows_in", "kept", "quarantined", "merged")},
+    }
+
+
+def output(shop: Path, engine: str) -> Path:
+    """Where an engine writes."""
+    return shop / f"by_{engine}" / "dataset" if engine == "recsys" else shop / f"by_{engine}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The ingest stage's job, written in other libraries: generated logs, the job as pandas and as Polars do it."""
