@@ -35,6 +35,16 @@ def test_all_engines_write_the_same_rows_and_counts(benchmark: ModuleType, tmp_p
     assert min(counts[0]["merged"].values()) > 0
 
 
+def test_a_repeated_run_does_all_of_the_work_again(benchmark: ModuleType, tmp_path: Path) -> None:
+    benchmark.one("generate", tmp_path, N_EVENTS)
+    for engine in benchmark.ENGINES:
+        written = []
+        for _ in range(2):
+            benchmark.one(engine, tmp_path, N_EVENTS)
+            written.append((benchmark.output(tmp_path, engine) / "train.parquet").stat().st_mtime_ns)
+        assert written[0] < written[1], engine
+
+
 def test_a_difference_is_found(benchmark: ModuleType, tmp_path: Path) -> None:
     benchmark.one("generate", tmp_path, N_EVENTS)
     benchmark.one("polars", tmp_path, N_EVENTS)

@@ -43,7 +43,6 @@ TEXTS: Final[Mapping[str, str]] = {
     "description": "a description",
 }
 QUANTILES: Final[Mapping[str, str]] = {
-    "min": "least",
     "p25": "25&nbsp;%",
     "p50": "median",
     "mean": "mean",
@@ -204,7 +203,7 @@ def _lengths(profile: Mapping[str, Any]) -> str:
         hovertemplate="%{customdata} events: %{y:,} users<extra></extra>",
     )
     plot.update_layout(bargap=0.1, showlegend=False)
-    plot.update_xaxes(type="category", title="events of a user: from … to the next", tickangle=0)
+    plot.update_xaxes(type="category", title="events of a user, at least", tickangle=0)
     plot.update_xaxes(dtick=1 if len(histogram) < 10 else 2)
     plot.update_yaxes(title="users", tickformat=",")
     tables = {

@@ -108,7 +108,9 @@ class DuckDbEngine(Engine):
         return self._connection.table(name)
 
     def take(self, name: str, table: pa.Table) -> ibis.Table:
-        return self._connection.create_table(name, obj=table, overwrite=True)
+        # Not create_table: like drop_table, Ibis 12 builds a statement for it that today's sqlglot leaves a name out of.
+        self._connection.con.register(name, table)
+        return self._connection.table(name)
 
     def keep(self, name: str, table: ibis.Table) -> ibis.Table:
         return self._connection.create_table(name, table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -91,19 +91,20 @@ def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     """The folder that the search starts from, and the files found."""
     if place.is_file():  # before globs, for its name may have brackets
         return place.parent, [place]
-    root, rest = place, "**"
+    root, matched = place, [place]
     if not place.is_dir():
         n_fixed = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
         if n_fixed is None:
             raise InputError(f"{place} does not exist", do=f"set {key} to a file, a glob or a folder")
         root, rest = Path(*place.parts[:n_fixed]), str(Path(*place.parts[n_fixed:]))
-    found = {root / name for name in _glob(rest, root)}
+        # Not Path.glob: what its ** stands for varies between Python's versions.
+        matched = [root / name for name in glob.glob(rest, root_dir=root, recursive=True)]  # noqa: PTH207
     # A glob such as dt=* stands for all that is in the folders that it fits.
-    found |= {folder / name for folder in found if folder.is_dir() for name in _glob("**", folder)}
+    found = {path for each in matched for path in (_below(each, key) if each.is_dir() else [each])}
     paths: dict[str, Path] = {}
     for path in sorted(found):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-        if hidden or path.suffix in _SIDECARS or path.is_dir():
+        if hidden or path.suffix in _SIDECARS:
             continue
         if not path.is_file():
             raise InputError(f"{path} is no file", expected="files and folders", do=f"remove it, or narrow {key}")
@@ -117,9 +118,23 @@ def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     return root, list(paths.values())
 
 
-def _glob(pattern: str, folder: Path) -> list[str]:
-    # Not Path.glob: what its ** stands for, and whether it follows links to folders, varies between Python's versions.
-    return glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
+def _below(folder: Path, key: str) -> Iterator[Path]:
+    """All files at all levels, through links too; a folder that is linked into itself is left at the second visit."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(
+            f"the folder {error.filename} cannot be read: {error.strerror}", do=f"narrow {key}, or allow it"
+        )
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in names)
 
 
 def _name(path: Path, data: Path, key: str) -> str:

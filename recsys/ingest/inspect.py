@@ -59,7 +59,7 @@ ITEM_NAMES: Final[dict[str, str]] = {
     "category": "category categorycode categoryname categorypath categories itemcategory productcategory "
     "producttypename producttype genres genre productgroupname indexgroupname department departmentname maincategory "
     "type categoryid",
-    "brand": "brand brandname store maker manufacturer vendor artist author publisher label seller",
+    "brand": "brand brandname store maker manufacturer vendor artist author publisher seller",
     "price": "price unitprice itemprice productprice listprice saleprice salesprice",
     "in_stock": "instock isavailable available availability",
     "available_from": "availablefrom releasedate launchdate firstavailable",
@@ -110,7 +110,8 @@ def inspect(events: Path, items: Path | None = None, *, sample_rows: int = 200_0
         connection.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true")
         log = _Sample(connection, events, "events", Path(scratch), sample_rows)
         catalogue = _Sample(connection, items, "items", Path(scratch), sample_rows) if items else None
-        return _Mapping(log, catalogue).to_toml()
+        with _reading(events):
+            return _Mapping(log, catalogue).to_toml()
 
 
 def fold(name: str) -> str:
@@ -134,6 +135,7 @@ class _Sample:
         path: as it was given, absolute.
         text: how its files of text are written.
         columns: its columns' names.
+        types: their types in DuckDB.
         n_rows: number of rows in the sample.
         is_whole: whether these are all rows.
         notes: what was guessed on the way to the columns, for comments.
@@ -155,7 +157,8 @@ class _Sample:
             parts = self._landed(chosen, scratch, limit)
         with _reading(self.path):
             connection.execute(f"CREATE TABLE {key} AS {' UNION ALL BY NAME '.join(parts)}")
-        self.columns = [row[0] for row in connection.execute(f"DESCRIBE {key}").fetchall()]
+        self.types = {row[0]: str(row[1]) for row in self.rows(f"DESCRIBE {key}")}
+        self.columns = list(self.types)
         self.n_rows = int(self.one("count(*)"))
         if not self.n_rows:
             raise InputError(f"{path} has no rows", expected="one row each", do="check what wrote the file")
@@ -218,6 +221,11 @@ class _Sample:
                 where="x IS NOT NULL",
             )
         )
+
+    def as_id(self, column: str) -> str:
+        """An id as ingestion reads it: floats are the integers that they were before pandas met a null."""
+        text = _as_text(column)
+        return f"regexp_replace({text}, '[.]0$', '')" if self.types[column] in ("FLOAT", "DOUBLE") else text
 
     def filled(self, column: str) -> int:
         return int(self.one(f"count({_as_text(column)})"))
@@ -301,7 +309,7 @@ class _Mapping:
                 guess = "" if column in named else "; a guess by its values, as its name does not say it"
                 self._take("timestamp", column, time.how + time.doubt + guess)
                 return time
-        raise self._missing("timestamp", "when it happened: seconds since 1970, ISO 8601, or a date", EVENT_NAMES)
+        raise self._missing("timestamp", "when it happened: seconds since 1970, ISO 8601, or a date")
 
     def _find_ids(self) -> None:
         log = self.log
@@ -320,14 +328,14 @@ class _Mapping:
         elif not users and len(unnamed) == (1 if items else 2):
             users, doubt = unnamed[:1], "; a guess, as its name does not say it"
         if not users:
-            raise self._missing("user_id", "who acted", EVENT_NAMES)
+            raise self._missing("user_id", "who acted")
         self._take("user_id", users[0], self._distinct(log, users[0]) + doubt)
         unnamed = [each for each in unnamed if each not in self.columns.values()]
         doubt = ""
         if not items and len(unnamed) == 1:
             items, doubt = unnamed, "; a guess, as its name does not say it"
         if not items:
-            raise self._missing("item_id", "on which item", EVENT_NAMES)
+            raise self._missing("item_id", "on which item")
         if len(items) > 1:
             doubt += f"; {', '.join(items[1:])} could be it too"
         self._take("item_id", items[0], self._distinct(log, items[0]) + doubt)
@@ -366,8 +374,8 @@ class _Mapping:
 
     def _share_known(self, ours: str, theirs: str) -> float:
         assert self.catalogue is not None
-        catalogue = f"(SELECT {_as_text(theirs)} FROM {self.catalogue.key})"
-        items = f"(SELECT DISTINCT {_as_text(ours)} AS x FROM {self.log.key})"
+        catalogue = f"(SELECT {self.catalogue.as_id(theirs)} FROM {self.catalogue.key})"
+        items = f"(SELECT DISTINCT {self.log.as_id(ours)} AS x FROM {self.log.key})"
         return float(self.log.one(f"coalesce(avg((x IN {catalogue})::INT), 0)", table=items, where="x IS NOT NULL"))
 
     def _find_rest(self) -> None:
@@ -408,6 +416,8 @@ class _Mapping:
             self.item_columns["item_id"] = self.columns["item_id"]
             self.comments["item_columns.item_id"] = "as above"
         for role, names in ITEM_NAMES.items():
+            if role == "merchandise" and not self.catalogue:
+                continue
             taken = [own for name, own in self.item_columns.items() if name != "price"]
             if not self.catalogue:
                 taken += [own for name, own in self.columns.items() if name != "price"]
@@ -471,11 +481,11 @@ class _Mapping:
         rest = f", {empty:,} without one" if empty else ""
         return f"{n:,} distinct value{'' if n == 1 else 's'} in {source.rows_in_words()}{rest}"
 
-    def _missing(self, role: str, meaning: str, names: dict[str, str]) -> InputError:
+    def _missing(self, role: str, meaning: str) -> InputError:
         seen = ", ".join(f"{each} (e.g. {self.log.example(each)!r})" for each in self.log.columns)
         return InputError(
             f"no column of {self.log.path} can be taken for {role}; it has {seen}",
-            expected=f"a column that says {meaning}, called {', '.join(names[role].split()[:6])} or the like",
+            expected=f"a column that says {meaning}, called {', '.join(EVENT_NAMES[role].split()[:6])} or the like",
             do=f"rename the column, or write the mapping by hand:\n[ingest.columns]\n{role} = …",
         )
 
@@ -527,7 +537,7 @@ class _Mapping:
             return []
         for separator in SEPARATORS:
             share = source.share(column, f"contains(x, {_sql(separator)})")
-            # Between words, a sign such as the / of "Tea/Coffee" is no level.
+            # A few signs within words, such as the / of "Tea/Coffee", do not split levels, nor do the dots of sentences.
             if share > (0.1 if separator in SEPARATORS[:3] else 0.3) and not (
                 separator == "." and source.share(column, "contains(x, '. ')") > 0.01
             ):
@@ -565,7 +575,7 @@ class _Mapping:
             f"SELECT {x} AS x, count(*) AS n FROM {source.key} WHERE NOT regexp_matches({x}, '[0-9]') "
             "GROUP BY x ORDER BY n DESC, x"
         )
-        if len(codes) > 0.05 * source.distinct(item):
+        if len(codes) > 0.2 * source.distinct(item):
             return []
         said = ", ".join(f"{code} ({n:,})" for code, n in codes[:12])
         return [
@@ -602,7 +612,7 @@ class _Mapping:
             f"FROM (SELECT {micros} AS t FROM {table or log.key} WHERE {where})"
         )[0]
         if low is None:
-            raise self._missing("timestamp", "when it happened, after 1990 and before now", EVENT_NAMES)
+            raise self._missing("timestamp", "when it happened, after 1990 and before now")
         first, last, *cuts = (datetime.fromtimestamp(each / 1e6, UTC) for each in (low, high, *shares))
         is_whole = log.is_whole or bool(table)
         said = f"# from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" + ("" if is_whole else ", as sampled")
@@ -651,6 +661,8 @@ class _Mapping:
         if not self._event_types:
             return []
         lines = ["", "[ingest.event_types]"]
+        if not (self.log.is_whole or self.log.everything):
+            lines.append("# as sampled: a type that the rest of the log has besides must be added")
         for value, n in self._event_types:
             rule = event_rule(value)
             doubt = "" if rule else '; not a well-known name: say "view", "cart", "purchase", "drop" or "cancel"'
@@ -672,7 +684,7 @@ def _time(sample: _Sample, column: str, *, may_be_number: bool) -> _Time | None:
     own = _name(column)
     if not sample.filled(column):
         return None
-    kind = str(sample.one(f"typeof(any_value({own}))"))
+    kind = sample.types[column]
     if kind.startswith(("TIMESTAMP", "DATE")):
         return _Time(f"a {kind.lower()}", f"epoch_us({own}::TIMESTAMPTZ)", has_zone="ZONE" in kind)
     x = _as_text(column)
@@ -685,7 +697,7 @@ def _time(sample: _Sample, column: str, *, may_be_number: bool) -> _Time | None:
         inside = f"try_cast(x AS DOUBLE) BETWEEN {_YEAR_1990 * scale} AND {_YEAR_2100 * scale}"
         # Digits of a date, such as 20261120, are less than the seconds of 1990.
         if sample.share(column, inside) > 0.9:
-            return _Time(f"{name} since 1970", f"({number} / {scale} * 1000000)::BIGINT")
+            return _Time(f"{name} since 1970", f"try_cast({number} / {scale} * 1000000 AS BIGINT)")
     return _written_time(sample, column) if kind == "VARCHAR" else None
 
 
@@ -693,10 +705,11 @@ def _written_time(sample: _Sample, column: str) -> _Time | None:
     """The strptime format that reads nearly all of a column's values, and more of them than any other."""
     x = _as_text(column)
     few = f"(SELECT {x} AS x FROM {sample.key} WHERE {x} IS NOT NULL LIMIT 20)"
-    reads = {each: f"try_strptime(x, {_sql(each)})" for each in TIME_FORMATS}
-    tried = sample.rows(f"SELECT {', '.join(f'count({read})' for read in reads.values())} FROM {few}")[0]
+    # A year of two digits is no year of four: 10 is not the year 10.
+    reads = {each: f"(try_strptime(x, {_sql(each)}) > TIMESTAMP '1970-01-01')" for each in TIME_FORMATS}
+    tried = sample.rows(f"SELECT {', '.join(f'count(*) FILTER ({read})' for read in reads.values())} FROM {few}")[0]
     able = [each for each, n in zip(reads, tried, strict=True) if n > 0.5 * max(1, max(tried))]
-    share = {each: sample.share(column, f"{reads[each]} IS NOT NULL") for each in able}
+    share = {each: sample.share(column, reads[each]) for each in able}
     able = [each for each in able if share[each] > 0.9 and share[each] == max(share.values())]
     if not able:
         return None

@@ -383,8 +383,7 @@ def _plain(lines: _Lines, delimiter: str) -> tuple[npt.NDArray[np.bool_], npt.ND
     lone = returns[after[returns] != _NEWLINE]
     odd[np.searchsorted(lines.ends, lone, side="right")] = True
 
-    lengths = lines.ends - starts
-    empty = (data[starts] == _NEWLINE) | ((lengths == 2) & (data[starts] == _RETURN) & (after[starts] == _NEWLINE))
+    empty = (data[starts] == _NEWLINE) | ((data[starts] == _RETURN) & (after[starts] == _NEWLINE))
     return ~odd & ~empty, empty & ~odd
 
 
@@ -537,14 +536,14 @@ def _json_records(
         whole = pa.StringArray.from_buffers(len(lines), pa.py_buffer(offsets), pa.py_buffer(lines.data))
         table = pa.table({"line": pc.utf8_rtrim(whole, characters="\r\n"), "invalid": lines.invalid})
         table = table.filter(pc.greater(pc.binary_length(pc.utf8_trim(table["line"], characters=" \t\r\n")), 0))
-        if text.explode:
-            table = _exploded(connection, table, text.explode)
         sql = """
             SELECT line, CASE WHEN invalid THEN 'invalid_encoding' WHEN NOT json_valid(line) THEN 'malformed_line'
                 WHEN json_type(line) <> 'OBJECT' THEN 'malformed_line' END AS reason
             FROM block
         """
         table = _query(connection, sql, table)
+        if text.explode:
+            table = _exploded(connection, table, text.explode)
         rows = pa.array(np.arange(n_rows, n_rows + len(table)), pa.int64())
         n_rows += len(table)
         yield table.add_column(0, ROW, rows)
@@ -553,16 +552,19 @@ def _json_records(
 def _exploded(connection: duckdb.DuckDBPyConnection, table: pa.Table, key: str) -> pa.Table:
     sql = """
         WITH typed AS (
-            SELECT *, CASE WHEN invalid OR NOT json_valid(line) THEN false WHEN json_type(line) <> 'OBJECT' THEN false
-                ELSE coalesce(json_type(line, $1) = 'ARRAY', false) END AS listed
+            SELECT *, CASE WHEN reason IS NULL
+                THEN coalesce(json_type(line, $1) = 'ARRAY', false) ELSE false END AS listed
             FROM block
         ), exploded AS (
             SELECT *, unnest(CASE WHEN listed THEN CAST(json_extract(line, $1) AS JSON[]) ELSE [NULL] END) AS element
             FROM typed
+        ), checked AS (
+            SELECT *, listed AND coalesce(json_type(element) = 'OBJECT', false) AS good FROM exploded
         )
-        SELECT invalid, CASE WHEN NOT listed THEN line WHEN json_type(element) = 'OBJECT'
-            THEN CAST(json_merge_patch(line, $2, element) AS VARCHAR) ELSE CAST(element AS VARCHAR) END AS line
-        FROM exploded
+        SELECT CASE WHEN good THEN CAST(json_merge_patch(line, $2, element) AS VARCHAR)
+                WHEN listed THEN coalesce(CAST(element AS VARCHAR), 'null') ELSE line END AS line,
+            CASE WHEN NOT good THEN coalesce(reason, 'malformed_line') END AS reason
+        FROM checked
     """
     return _query(connection, sql, table, _pointer(key), json.dumps({key: None}))
 

@@ -313,11 +313,11 @@ def drift(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> dic
     """What has changed since the run before, and what of it deserves a look.
 
     Mixes (event types, history lengths, hours, categories) are compared by the population stability index,
-    PSI = Σ (q − p) · ln(q / p) over their parts, p and q the shares before and now, none taken as less than 0.0001
-    (Siddiqi, Credit Risk Scorecards, 2006). By custom 0.1 is a change and 0.25 a large one. Small samples differ by
-    chance: without any change, PSI / (1/n + 1/m) is about χ² distributed (Yurdakul and Naranjo, Statistical Properties
-    of the Population Stability Index, 2020), so the alarm's threshold is never below four standard deviations over its
-    mean.
+    PSI = Σ (q − p) · ln(q / p) over their parts, p and q the shares before and now, with half an event added to each
+    part so that none is zero (Siddiqi, Credit Risk Scorecards, 2006). By custom 0.1 is a change and 0.25 a large one.
+    Small samples differ by chance: without any change, PSI / (1/n + 1/m) is about χ² distributed (Yurdakul and
+    Naranjo, Statistical Properties of the Population Stability Index, 2020), so the alarm's threshold is never below
+    four standard deviations over its mean.
 
     Which items are new or gone is estimated from the 256 smallest hashes of either run's item ids (Broder, On the
     Resemblance and Containment of Documents, 1997; Bar-Yossef et al., Counting Distinct Elements in a Data Stream,
@@ -372,7 +372,7 @@ class _Comparison:
             found[name] = {"previous": before, "current": now, "ratio": round(ratio, 6)}
             sense = f"({now:,.0f} against {before:,.0f})"
             if ratio < VOLUME[0]:
-                words = f"There are {1 - ratio:.0%} fewer {name} than in the run before {sense}: {fewer}."
+                words = f"There are {_percent(1 - ratio)} fewer {name} than in the run before {sense}: {fewer}."
                 self._alarm(name, ratio, VOLUME[0], words)
             elif ratio > VOLUME[1]:
                 words = f"There are {ratio:.1f} times as many {name} as in the run before {sense}: {more}."
@@ -420,7 +420,7 @@ class _Comparison:
             types[name] = {"previous": round(share, 6), "current": round(new_share, 6)}
             if max(before.get(name, 0), now.get(name, 0)) < TYPE_EVENTS:
                 continue
-            words = f"“{name}” makes up {new_share:.1%} of the events; it was {share:.1%}: check how it is recorded."
+            words = f"“{name}” makes up {_percent(new_share, 1)} of the events; it was {_percent(share, 1)}: check how it is recorded."
             if new_share < TYPE_SHARE[0] * share:
                 self._alarm(f"event_type: {name}", new_share / share, TYPE_SHARE[0], words)
             elif new_share > TYPE_SHARE[1] * share:
@@ -450,17 +450,9 @@ class _Comparison:
         before, now = self._mixes("categories", "top")
         if not before or not now:
             return None
-        others = self._numbers("categories", "other")
-        nones = self._numbers("categories", "none")
-        # Beyond the first 20 nothing is known of a category: what only one run names is counted with its rest.
-        shared = before.keys() & now.keys()
-        if not any(others):
-            shared = before.keys() | now.keys()
-        before, now = (
-            {f"name: {name}": mix.get(name, 0) for name in shared}
-            | {"none": none or 0, "other": (other or 0) + sum(n for name, n in mix.items() if name not in shared)}
-            for mix, other, none in zip((before, now), others, nones, strict=True)
-        )
+        others, nones = self._numbers("categories", "other"), self._numbers("categories", "none")
+        rests = [{"other": other or 0, "none": none or 0} for other, none in zip(others, nones, strict=True)]
+        before, now = _with_rest(before, rests[0], now, rests[1]), _with_rest(now, rests[1], before, rests[0])
         words = "Events fall on other categories than before: a season, or the catalogue's categories have changed."
         return self._stability("categories", before, now, words)
 
@@ -472,13 +464,13 @@ class _Comparison:
                 continue
             found[name] = _change(before, now)
             if before - now > COVERAGE:
-                words = f"{now:.0%} of the items have a {name}; it was {before:.0%}: check the catalogue's “{name}”."
+                words = f"{_percent(now)} of the items have a {name}; it was {_percent(before)}: check the catalogue's “{name}”."
                 self._alarm(f"coverage: {name}", now - before, -COVERAGE, words)
         before, now = self._numbers("catalogue", "in_stock")
         if before is not None and now is not None:
             found["in_stock"] = _change(before, now)
             if abs(now - before) > STOCK:
-                words = f"{now:.0%} of the items are in stock; it was {before:.0%}: check the catalogue's “in_stock”."
+                words = f"{_percent(now)} of the items are in stock; it was {_percent(before)}: check the catalogue's “in_stock”."
                 self._alarm("in_stock", now - before, math.copysign(STOCK, now - before), words)
         return found
 
@@ -494,7 +486,7 @@ class _Comparison:
             found[reason] = _change(share, new_share)
             if new_share - share > threshold:
                 reads = reason.replace("_", " ")
-                words = f"{new_share:.1%} of the log's rows {verb} ({reads}); it was {share:.1%}."
+                words = f"{_percent(new_share, 1)} of the log's rows {verb} ({reads}); it was {_percent(share, 1)}."
                 self._alarm(f"{fate}: {reason}", new_share - share, threshold, words)
         return found
 
@@ -507,9 +499,11 @@ class _Comparison:
         old, new = ({each for each in sketch if each <= limit} for sketch in (before, now))
         gone, added = _share(len(old - new), len(old)), _share(len(new - old), len(new))
         if gone is not None and gone > CHURN:
-            self._alarm("items_gone", gone, CHURN, f"About {gone:.0%} of the catalogue's items are gone.")
+            self._alarm("items_gone", gone, CHURN, f"About {_percent(gone)} of the catalogue's items are gone.")
         if added is not None and added > CHURN:
-            words = f"About {added:.0%} of the catalogue's items are new: a new range, or ids written in another way."
+            words = (
+                f"About {_percent(added)} of the catalogue's items are new: a new range, or ids written in another way."
+            )
             self._alarm("items_added", added, CHURN, words)
         return {"added_share": added, "gone_share": gone, "sampled": len(old | new)}
 
@@ -518,7 +512,8 @@ class _Comparison:
     ) -> dict[str, Any]:
         parts = sorted(part for part in before.keys() | now.keys() if before.get(part, 0) + now.get(part, 0) > 0)
         n, m = sum(before.values()), sum(now.values())
-        p, q = (np.maximum([mix.get(part, 0) / size for part in parts], 1e-4) for mix, size in ((before, n), (now, m)))
+        p, q = (np.array([mix.get(part, 0) + 0.5 for part in parts]) for mix in (before, now))
+        p, q = p / p.sum(), q / q.sum()
         value = float(((q - p) * np.log(q / p)).sum())
         freedom = len(parts) - 1
         threshold = max(STABILITY, (1 / n + 1 / m) * (freedom + 4 * math.sqrt(2 * freedom)))
@@ -561,6 +556,24 @@ def _hashes(sketch: object) -> set[int]:
         return set()
 
 
+def _with_rest(
+    top: Mapping[str, float], rest: Mapping[str, float], their_top: Mapping[str, float], their_rest: Mapping[str, float]
+) -> dict[str, float]:
+    """Events by category, with those that only the other run has among its first.
+
+    Of these it is only known that they have no more events than the least of `top`, and that they are in the rest; as
+    far as that allows, their share is taken to be the other run's.
+    """
+    scale = (sum(top.values()) + sum(rest.values())) / (sum(their_top.values()) + sum(their_rest.values()))
+    least, other = min(top.values()), rest["other"]
+    mix = {f"category {name}": n for name, n in top.items()}
+    for name in sorted(their_top.keys() - top.keys()):
+        n = min(least, other, scale * their_top[name])
+        mix[f"category {name}"] = n
+        other -= n
+    return mix | {"other": other, "none": rest["none"]}
+
+
 def _change(before: float, now: float) -> dict[str, float]:
     return {"previous": round(before, 6), "current": round(now, 6), "change": round(now - before, 6)}
 
@@ -571,6 +584,10 @@ def _count(mask: pa.ChunkedArray) -> int:
 
 def _share(part: Any, whole: Any) -> float | None:
     return round(int(part) / int(whole), 6) if whole else None
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def _date(day: int) -> str:

@@ -7,14 +7,17 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from recsys import schema
 from recsys.artifacts import Recipe
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.page import render
 from recsys.evaluation.report import CoverageRow, DifferenceRow, MetricRow
 from recsys.ingest.dataset import Dataset
+from recsys.ingest.profile import Profile
 
 CONFIG = EvaluateConfig(ks=(10, 20))
 HOSTILE = '<img src="http://evil.example/x.png" onerror="alert(1)">'
@@ -54,7 +57,11 @@ class Resources(HTMLParser):
 
 @pytest.fixture
 def render_page(write_dataset: Callable[..., Dataset]) -> Render:
-    def rendered(gains: dict[str, tuple[float, float, float]], counts: dict[str, Any] | None = None) -> str:
+    def rendered(
+        gains: dict[str, tuple[float, float, float]],
+        counts: dict[str, Any] | None = None,
+        profile: dict[str, Any] | None = None,
+    ) -> str:
         """The page for a student at .06 everywhere; `gains` gives its differences as (value, low, high)."""
         rows, differences = [], []
         for metric in METRICS:
@@ -67,6 +74,8 @@ def render_page(write_dataset: Callable[..., Dataset]) -> Render:
                     difference = {"difference": gain, "low": low, "high": high}
                     differences.append(DifferenceRow(model="student", other=other, **difference, **about))
         dataset = write_dataset([[0, 1, 2]], [1], [2], n_items=3, counts=counts or {})
+        if profile is not None:
+            (dataset.path / "profile.json").write_text(json.dumps(profile))
         student = SimpleNamespace(fingerprint="f1", manifest={"fingerprint": "f1", "config": {"note": HOSTILE}})
         return render(
             rows,
@@ -92,6 +101,21 @@ def test_holds_the_figures(render_page: Render) -> None:
     assert "32.1 %" in text
     drawn = [json.loads(found) for found in re.findall(r'"recall-curves",\s*(\[.*?\]),\s*\{"template', page)]
     assert [trace["y"] for trace in drawn[0]] == [[0.06, 0.06], pytest.approx([0.0144, 0.0144])]
+
+
+def test_describes_the_data_where_there_is_a_profile(render_page: Render) -> None:
+    items = pa.table(
+        {
+            f.name: [0] if f.name == "item_idx" else ["x"] if not f.nullable else pa.nulls(1, f.type)
+            for f in schema.ITEMS
+        },
+        schema.ITEMS,
+    )
+    profile = Profile(items, ("view",)).finish({"rows_in": 7, "kept": 0, "quarantined": {"unknown_item": 7}})
+    page = render_page({"most_popular": (0.04, 0.03, 0.05)}, profile=profile)
+    text = " ".join("".join(Resources(page).text).split())
+    assert "7 rows came; 0 (0.0 %) became events" in text
+    assert '"data-rows"' in page
 
 
 @pytest.mark.parametrize(

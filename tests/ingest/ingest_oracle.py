@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,17 +54,23 @@ def run(shop: Path, config: IngestConfig, seed: int = 0, name: str = "run") -> D
 
 def found(dataset: Dataset) -> Result:
     """What ingestion wrote, in the oracle's form."""
-    rows = pq.read_table(dataset.path / "sequences.parquet").to_pylist()
+    histories: list[list[tuple[int, int, int, int]]] = [[] for _ in range(dataset.n_users)]
+    ends: list[list[int]] = []
+    for part in ("train", "valid", "test"):
+        rows = pq.read_table(dataset.path / f"{part}.parquet").to_pylist()
+        assert [row["user_idx"] for row in rows] == sorted({row["user_idx"] for row in rows})
+        for row in rows:
+            columns = (row[name] for name in ("item_idx", "event_type", "timestamp", "session"))
+            histories[row["user_idx"]] += zip(*columns, strict=True)
+        ends.append([len(history) for history in histories])
     quarantine = pq.read_table(dataset.path / "quarantine.parquet").to_pylist()
-    assert [row["user_idx"] for row in rows] == list(range(dataset.n_users))
+    assert dataset.users["user_idx"].to_pylist() == list(range(dataset.n_users))
     assert dataset.items["item_idx"].to_pylist() == list(range(dataset.n_items))
     return Result(
         users=dataset.users["user_id"].to_pylist(),
         items=dataset.items["item_id"].to_pylist(),
-        sequences=[
-            list(zip(row["item_idx"], row["event_type"], row["timestamp"], row["session"], strict=True)) for row in rows
-        ],
-        splits=list(zip(dataset.split.train_end.tolist(), dataset.split.valid_end.tolist(), strict=True)),
+        sequences=histories,
+        splits=list(zip(ends[0], ends[1], strict=True)),
         quarantine={row["row"]: row["reason"] for row in quarantine},
         merged=dataset.counts["merged"],
     )
@@ -92,11 +99,11 @@ def expected(events: list[Row], items: list[Row], config: IngestConfig, seed: in
                     "missing_event_type": not row["event_type"],
                     "missing_timestamp": row["timestamp"] is None,
                     "invalid_timestamp": row["timestamp"] is not None and row["timestamp"] <= 0,
-                    "future_timestamp": row["timestamp"] is not None and row["timestamp"] > as_of,
                     "dropped_event_type": rule == "drop",
+                    "not_positive_quantity": "quantity" in config.positive and not (row["quantity"] or 0) > 0,
+                    "future_timestamp": row["timestamp"] is not None and row["timestamp"] > as_of,
                     "unknown_item": row["item_id"] not in goods and row["item_id"] not in others,
                     "non_merchandise": row["item_id"] in others,
-                    "not_positive_quantity": "quantity" in config.positive and not (row["quantity"] or 0) > 0,
                 }.items()
                 if applies
             ),
@@ -135,7 +142,12 @@ def expected(events: list[Row], items: list[Row], config: IngestConfig, seed: in
     if not same:
         return None
 
-    users = sorted({key[0] for key in same})
+    first: dict[str, int] = {}
+    for key in same:
+        first[key[0]] = min(first.get(key[0], 2**62), key[3])
+    temporal = config.protocol == "temporal"
+    parts = {user: temporal * ((time >= train_until) + (time >= valid_until)) for user, time in first.items()}
+    users = sorted(first, key=lambda user: (parts[user], user))
     sequences, splits = [], []
     for user in users:
         history = []
@@ -143,31 +155,25 @@ def expected(events: list[Row], items: list[Row], config: IngestConfig, seed: in
             if key[0] == user:
                 positions = [events[place]["position"] for place in places if events[place].get("position") is not None]
                 own = [events[place]["session_id"] for place in places if events[place].get("session_id")]
-                text = "|".join([str(seed), user, key[1], str(key[2]), str(key[3])])
                 history.append(
                     (
                         key[3],
                         min(positions, default=2**63) if config.columns.position else 0,
-                        hashlib.md5(text.encode()).hexdigest(),
+                        tie_key(seed, *key),
                         key,
                         min(own, default=None) if config.columns.session_id else None,
                     )
                 )
         history.sort()
-        starts: dict[tuple[int, str], int] = {}  # (first time, name) of each session → its number
-        sessions: list[tuple[int, str]] = []
-        current: tuple[int, str] | None = None
-        last_seen = 0
+        sessions: list[str] = []
+        n_pauses, last_seen = 0, None
         for time, _, _, _, own_session in history:
-            if own_session:
-                first = min(each[0] for each in history if each[4] == own_session)
-                session = (first, own_session)
-            else:
-                if current is None or time - last_seen > config.session_gap_minutes * MINUTE:
-                    current = (time, "")  # sorts before every session with a name
-                session, last_seen = current, time
-            sessions.append(session)
-        starts = {session: number for number, session in enumerate(sorted(set(sessions)))}
+            if not own_session:
+                if last_seen is None or time - last_seen > config.session_gap_minutes * MINUTE:
+                    n_pauses += 1
+                last_seen = time
+            sessions.append(f"named {own_session}" if own_session else f"nameless {n_pauses}")
+        starts = {session: number for number, session in enumerate(dict.fromkeys(sessions))}
         sequences.append(
             [
                 (goods.index(key[1]), key[2], key[3], starts[session])
@@ -195,3 +201,15 @@ def expected(events: list[Row], items: list[Row], config: IngestConfig, seed: in
             "same_event": distinct - len(same),
         },
     )
+
+
+def tie_key(seed: int, user: str, item: str, event_type: int, timestamp: int) -> int:
+    """What events of one user and time are ordered by, in Python's own integers."""
+    user_hash, item_hash = (int(pd.util.hash_array(np.array([each], dtype=object))[0]) for each in (user, item))
+    key = seed + user_hash
+    for part in (0, item_hash, event_type, timestamp):
+        key = (key + part) % 2**64
+        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) % 2**64
+        key ^= key >> 31
+    return key

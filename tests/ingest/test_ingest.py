@@ -20,7 +20,7 @@ from ingest_oracle import DAY, START, Row, expected, found, run, write_shop
 from recsys import schema
 from recsys.errors import InputError
 from recsys.ingest.config import EventColumns, IngestConfig
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import PARTS, Dataset
 from recsys.ingest.ingest import ingest
 from recsys.runtime import Runtime
 
@@ -65,7 +65,6 @@ configs = st.builds(
     protocol=st.sampled_from(["temporal", "leave_one_out"]),
     test_days=st.sampled_from([0.05, 5]),
     valid_days=st.sampled_from([0.05, 5]),
-    events_per_bucket=st.sampled_from([3, 1000]),
 )
 
 
@@ -138,7 +137,7 @@ def test_the_order_of_the_rows_changes_nothing(
         run(write_shop(folder / name, rows, ITEMS), config)
         for name, rows in (("as_is", events), ("shuffled", shuffled))
     )
-    for name in ("users", "items", "sequences", "splits"):
+    for name in ("users", "items", "train", "valid", "test"):
         assert (one.path / f"{name}.parquet").read_bytes() == (other.path / f"{name}.parquet").read_bytes()
     assert one.counts == other.counts
     rejected = [
@@ -150,8 +149,9 @@ def test_the_order_of_the_rows_changes_nothing(
 
 def test_every_file_has_the_contract_s_schema(tmp_path: Path) -> None:
     dataset = run(write_shop(tmp_path, good_log(), ITEMS), LEAVE_ONE_OUT)
-    for name in ("users", "items", "sequences", "splits", "quarantine"):
-        assert pq.read_schema(dataset.path / f"{name}.parquet").equals(getattr(schema, name.upper())), name
+    for name in ("users", "items", "train", "valid", "test", "quarantine"):
+        contract = schema.SEQUENCES if name in PARTS else getattr(schema, name.upper())
+        assert pq.read_schema(dataset.path / f"{name}.parquet").equals(contract), name
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -160,15 +160,6 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert one.path != other.path and one.fingerprint == other.fingerprint
     for name in one.manifest["files"]:
         assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
-
-
-def test_buckets_change_nothing_but_row_groups(tmp_path: Path) -> None:
-    shop = write_shop(tmp_path, good_log(), ITEMS)
-    many = LEAVE_ONE_OUT.model_copy(update={"events_per_bucket": 7})
-    one, other = run(shop, LEAVE_ONE_OUT, name="one"), run(shop, many, name="other")
-    assert found(one) == found(other)
-    assert pq.ParquetFile(one.path / "sequences.parquet").num_row_groups == 1
-    assert pq.ParquetFile(other.path / "sequences.parquet").num_row_groups > 1
 
 
 def test_equal_times_are_ordered_by_the_seed_alone(tmp_path: Path) -> None:
