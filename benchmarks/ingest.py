@@ -8,15 +8,15 @@ users and items, merges copies, orders each user's events, cuts sessions and wri
 Polars run up to 10 million events, which fit in memory; recsys runs alone beyond that, once. At every size where all
 run, their rows are compared, and all must be the same.
 
-Each run is a process of its own with two threads. Seconds are wall time from the open files to the written dataset;
+Each run is a process of its own with two threads. Seconds are wall time from opening the files to the written dataset;
 imports come before the clock starts, for all engines alike. The peak is the process's largest resident memory. Runs
 of the engines take turns, and medians are reported; `pandas_by_recsys` is the median over the rounds of pandas'
 seconds by recsys' seconds. `cpu` is the CPU time of all threads, which other work on the machine disturbs least.
 recsys also hashes its inputs and writes statistics of items and users and a profile of the log, which the others are
 not asked for: its seconds hold all of that.
 
-Polars is no dependency of recsys: `pip install polars` to have its figures. Some minutes, and for 100 million events
-about 12 GB of disk.
+Polars is no dependency of recsys: `pip install polars` to have its figures. The machine should have nothing else to do:
+`low` and `high` are the least and the greatest ratio of a round. 100 million events need several GB of disk.
 """
 
 from __future__ import annotations
@@ -102,9 +102,14 @@ def measure(shop: Path, size: float, engines: Sequence[str], repeats: int) -> li
         if above in engines and below in engines:
             # Within a round, because what else the machine does changes from round to round.
             pairs = zip(runs[above], runs[below], strict=True)
-            ratio = median(one["seconds"] / other["seconds"] for one, other in pairs)
+            ratios = [one["seconds"] / other["seconds"] for one, other in pairs]
             ratio_name = f"{name}.{above}_by_{below}"
-            figures.append(judge(ratio_name, ratio, target) if size == 10 else Figure(ratio_name, ratio))
+            ratio = median(ratios)
+            figures += [
+                judge(ratio_name, ratio, target) if size == 10 else Figure(ratio_name, ratio),
+                Figure(f"{ratio_name}.low", min(ratios)),
+                Figure(f"{ratio_name}.high", max(ratios)),
+            ]
     if len(engines) > 1:
         differences = _fresh("compare", shop, size)["differences"]
         for line in differences:

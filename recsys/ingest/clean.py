@@ -85,7 +85,8 @@ def cancellations(rows: ibis.Table, cuts: Cuts) -> ibis.Table:
     A cancellation takes back the user's last purchase of the item before it that is still standing, in the same part
     of the split; with quantities, pieces are taken back one by one and a purchase falls when none is left of it. So
     purchases and cancellations nest like brackets: with s the running sum of pieces bought minus pieces taken back, a
-    purchase of q pieces is gone if s later falls back to where it was before, s − q, or below.
+    purchase of q pieces is gone if s later falls back to where it was before, s − q, or below. Copies of a row count
+    once, and go together.
 
     Args:
         rows: those without a fault so far, cancellations among them.
@@ -97,22 +98,24 @@ def cancellations(rows: ibis.Table, cuts: Cuts) -> ibis.Table:
     purchase = schema.EVENT_TYPES.index("purchase")
     taking = rows.filter(rows.event_type == CANCELLATION)
     marked = taking.select(*_PLACE, reason=ibis.literal("cancellation"))
-    part = cuts.part(rows.timestamp)
-    pieces = rows[QUANTITY].abs() if QUANTITY in rows.columns else ibis.literal(1.0)
-    both = rows.filter(rows.event_type.isin([purchase, CANCELLATION])).semi_join(
-        taking.select(schema.USER_ID, schema.ITEM_IDX).distinct(), [schema.USER_ID, schema.ITEM_IDX]
-    )
-    key = [schema.USER_ID, schema.ITEM_IDX, "part"]
-    # At one moment purchases come first, so that an order and its cancellation can share a time stamp.
-    order = [schema.TIMESTAMP, ibis.desc(schema.EVENT_TYPE), "content", *_PLACE]
-    lines = both.mutate(part=part, pieces=ibis.coalesce(pieces, 1.0))
+    pair = [schema.USER_ID, schema.ITEM_IDX]
+    both = rows.filter(rows.event_type.isin([purchase, CANCELLATION]))
+    both = both.semi_join(taking.select(pair).distinct(), pair)
+    pieces = both[QUANTITY].abs() if QUANTITY in rows.columns else ibis.null("float64")
+    both = both.mutate(part=cuts.part(both.timestamp), pieces=ibis.coalesce(pieces, 1.0))
+    copies = [*pair, schema.EVENT_TYPE, schema.TIMESTAMP, "content"]
+    lines = both.group_by([*copies, "part", "pieces"]).aggregate(file=both.file.min(), row=both.row.min())
     lines = lines.mutate(change=(lines.event_type == purchase).ifelse(lines.pieces, -lines.pieces))
+    key = [*pair, "part"]
+    # At one moment purchases come first, so that an order and its cancellation can share a time stamp.
+    order = [schema.TIMESTAMP, ibis.desc(schema.EVENT_TYPE), "pieces", *_PLACE]
     until_now = ibis.window(group_by=key, order_by=order, preceding=None, following=0)
     lines = lines.mutate(standing=lines.change.sum().over(until_now))
     from_now = ibis.window(group_by=key, order_by=order, preceding=0, following=None)
     lines = lines.mutate(lowest=lines.standing.min().over(from_now))
     gone = lines.filter((lines.event_type == purchase) & (lines.lowest <= lines.standing - lines.change))
-    return marked.union(gone.select(*_PLACE, reason=ibis.literal("cancelled_purchase")))
+    taken_back = both.semi_join(gone, copies).select(*_PLACE, reason=ibis.literal("cancelled_purchase"))
+    return marked.union(taken_back)
 
 
 def outside_core(

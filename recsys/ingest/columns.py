@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import ibis
@@ -114,7 +114,7 @@ def votes(column: ibis.Value, unit: TimestampUnit) -> bool:
     return unit == "auto" and bool(column.type().is_numeric() or column.type().is_string())
 
 
-def elected(votes: dict[str, int]) -> TimestampUnit:
+def elected(votes: Mapping[str, int]) -> TimestampUnit:
     """The unit with most votes; seconds where there is none."""
     units: tuple[TimestampUnit, ...] = ("s", "ms", "us", "ns")
     return max(units, key=lambda unit: votes.get(unit, 0))

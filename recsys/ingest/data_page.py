@@ -43,7 +43,6 @@ TEXTS: Final[Mapping[str, str]] = {
     "description": "a description",
 }
 QUANTILES: Final[Mapping[str, str]] = {
-    "p25": "25&nbsp;%",
     "p50": "median",
     "mean": "mean",
     "p75": "75&nbsp;%",

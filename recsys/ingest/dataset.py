@@ -60,6 +60,13 @@ class Sequences:
     session: npt.NDArray[np.int32]  # [n_events], 0, 1, … within the user
 
     @property
+    def gaps(self) -> npt.NDArray[np.int64]:
+        """Microseconds since the row's event before, 0 for its first, [n_events]."""
+        gaps = np.diff(self.timestamp, prepend=0)
+        gaps[self.offsets[:-1][self.lengths > 0]] = 0
+        return gaps
+
+    @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of events of each row, [n_rows]."""
         return np.diff(self.offsets)
@@ -96,8 +103,9 @@ class Dataset(Artifact):
     """What `recsys ingest` writes.
 
     Files: `users.parquet`, `items.parquet`, `train.parquet`, `valid.parquet` and `test.parquet` (each user's events of
-    that part), `quarantine.parquet` (schemas in `recsys.schema`), `profile.json`; the manifest counts rows in, kept,
-    quarantined by reason and merged by reason. Users are numbered in the order of the part in which they are first
+    that part), `quarantine.parquet` (schemas in `recsys.schema`), `item_statistics_<part>.parquet` and
+    `user_statistics_<part>.parquet` (see `recsys.ingest.statistics`), and `profile.json`; the manifest counts rows in,
+    kept, quarantined by reason and merged by reason. Users are numbered in the order of the part in which they are first
     seen, so nothing that comes after a cut changes a byte of the parts before it.
     """
 
@@ -108,6 +116,11 @@ class Dataset(Artifact):
     def event_types(self) -> tuple[str, ...]:
         """Names of the event types; a code in `Sequences.event_type` is a place in this tuple."""
         return tuple(self.manifest["info"]["event_types"])
+
+    @property
+    def event_weights(self) -> npt.NDArray[np.float64]:
+        """What an event counts in an item's popularity, by its code, [n_types]."""
+        return np.array(self.manifest["info"]["event_weights"], dtype=np.float64)
 
     @property
     def protocol(self) -> str:
@@ -123,6 +136,14 @@ class Dataset(Artifact):
     def items(self) -> pa.Table:
         """Columns of `schema.ITEMS`, row i is item_idx i."""
         return pq.read_table(self.path / "items.parquet")
+
+    def item_statistics(self, part: str) -> pa.Table:
+        """What is known of each item at the end of a part, row i is item_idx i; see `recsys.ingest.statistics`."""
+        return pq.read_table(self.path / f"item_statistics_{part}.parquet")
+
+    def user_statistics(self, part: str) -> pa.Table:
+        """What is known at the end of a part of each user seen by then; see `recsys.ingest.statistics`."""
+        return pq.read_table(self.path / f"user_statistics_{part}.parquet")
 
     @property
     def n_users(self) -> int:

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from recsys.errors import InputError
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.landing import ROW
+from recsys.ingest.tables import ROW_GROUP
 from recsys.runtime import Runtime
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
 FILE: Final = "recsys_file"  # the place of a row's file among those that were read together
-ROW_GROUP: Final = 1 << 17
 
 
 class Engine(ABC):
@@ -108,7 +108,7 @@ class DuckDbEngine(Engine):
         return self._connection.table(name)
 
     def take(self, name: str, table: pa.Table) -> ibis.Table:
-        # Not create_table: like drop_table, Ibis 12 builds a statement for it that today's sqlglot leaves a name out of.
+        # Not create_table: as for drop_table, Ibis 12 builds a statement without a name with today's sqlglot.
         self._connection.con.register(name, table)
         return self._connection.table(name)
 
@@ -237,21 +237,3 @@ def count_by(table: ibis.Table, column: str) -> dict[Any, int]:
     """Number of rows by value, the most frequent first."""
     counts = table.group_by(column).aggregate(n=table.count()).order_by(ibis.desc("n"), column)
     return {row[column]: row["n"] for row in counts.to_pyarrow().to_pylist()}
-
-
-def write_parquet(batches: Iterator[pa.RecordBatch], path: Path, schema: pa.Schema) -> int:
-    """Write a stream to a file of this schema, in row groups of one size, and return its number of rows.
-
-    The size is fixed because an engine's batches vary from run to run, and the same table is to give the same bytes.
-    """
-    n_rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        pending = schema.empty_table()
-        for batch in batches:
-            n_rows += batch.num_rows
-            pending = pa.concat_tables([pending, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
-            while pending.num_rows >= ROW_GROUP:
-                writer.write_table(pending.slice(0, ROW_GROUP))
-                pending = pending.slice(ROW_GROUP)
-        writer.write_table(pending)
-    return n_rows

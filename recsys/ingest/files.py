@@ -87,6 +87,12 @@ def find_files(data: Path, pattern: Path, text: TextFormat, *, key: str) -> list
     return sorted(files, key=lambda file: file.name)
 
 
+def ending(path: Path) -> str:
+    """What a name ends in, such as ".csv", in lower case and without the ending of a compression."""
+    packed = path.suffix.lower() in COMPRESSIONS
+    return (path.with_suffix("") if packed else path).suffix.lower()
+
+
 def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     """The folder that the search starts from, and the files found."""
     if place.is_file():  # before globs, for its name may have brackets
@@ -102,9 +108,9 @@ def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     # A glob such as dt=* stands for all that is in the folders that it fits.
     found = {path for each in matched for path in (_below(each, key) if each.is_dir() else [each])}
     paths: dict[str, Path] = {}
-    for path in sorted(found):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-        if hidden or path.suffix in _SIDECARS:
+    # Under its own name rather than under a link's, whose folders may say something else.
+    for path in sorted(found, key=lambda path: (path.is_symlink(), path)):
+        if not all(map(_is_open, path.relative_to(root).parts)) or path.suffix in _SIDECARS:
             continue
         if not path.is_file():
             raise InputError(f"{path} is no file", expected="files and folders", do=f"remove it, or narrow {key}")
@@ -118,6 +124,11 @@ def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     return root, list(paths.values())
 
 
+def _is_open(name: str) -> bool:
+    """Not hidden, and not one that tools keep for themselves."""
+    return not name.startswith((".", "_"))
+
+
 def _below(folder: Path, key: str) -> Iterator[Path]:
     """All files at all levels, through links too; a folder that is linked into itself is left at the second visit."""
 
@@ -128,7 +139,7 @@ def _below(folder: Path, key: str) -> Iterator[Path]:
 
     seen = set()
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(filter(_is_open, folders), key=lambda name: (Path(parent, name).is_symlink(), name))
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -150,9 +161,7 @@ def _name(path: Path, data: Path, key: str) -> str:
 
 
 def _format(path: Path, text: TextFormat, key: str, text_key: str) -> Format:
-    compressed = path.suffix.lower() in COMPRESSIONS
-    ending = (path.with_suffix("") if compressed else path).suffix.lower()
-    by_ending = _ENDINGS.get(ending)
+    by_ending = _ENDINGS.get(ending(path))
     found = by_ending if text.format == "auto" or by_ending == "parquet" else text.format
     if found is None:
         raise InputError(
@@ -160,7 +169,7 @@ def _format(path: Path, text: TextFormat, key: str, text_key: str) -> Format:
             expected=f"one of {', '.join(_ENDINGS)}, with one of {', '.join(COMPRESSIONS)} after it where compressed",
             do=f"say {text_key}.format, or leave the file out by a glob in {key}",
         )
-    if found == "parquet" and compressed:
+    if found == "parquet" and path.suffix.lower() in COMPRESSIONS:
         raise InputError(
             f"{path} is a Parquet file that was compressed once more",
             expected="Parquet as it is; it is compressed inside",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import reduce
@@ -23,14 +23,17 @@ from recsys.ingest.catalogue import derive_catalogue, open_catalogue, read_catal
 from recsys.ingest.clean import K_CORE, WANTED, bots, cancellations, check, outside_core
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import PARTS, Dataset
-from recsys.ingest.engine import DuckDbEngine, Engine, count_by, open_duckdb, open_engine, reading, write_parquet
+from recsys.ingest.engine import DuckDbEngine, Engine, count_by, open_duckdb, open_engine, reading
 from recsys.ingest.files import DataFile, find_files
 from recsys.ingest.histories import CONTENT, MONEY, SESSION_KEY, Assembly, Histories
-from recsys.ingest.log import Log, LogFile, event_types, find_log, open_log
+from recsys.ingest.log import AnyFile, Log, LogFile, event_types, find_log, open_log, read_log
 from recsys.ingest.profile import Profile
-from recsys.ingest.quarantine import write_quarantine
+from recsys.ingest.quarantine import read_raws, write_quarantine
 from recsys.ingest.sequences import write_parts
 from recsys.ingest.split import find_cuts, to_micros
+from recsys.ingest.staging import Fingerprints, StagedFile, Staging
+from recsys.ingest.statistics import Statistics
+from recsys.ingest.tables import write_parquet
 from recsys.runtime import Runtime
 
 
@@ -57,16 +60,22 @@ def ingest(
     Raises:
         InputError: the files cannot be used, or no event is left; what was at `out` is untouched.
     """
+    kept = out.parent / "staged" / out.name
+    fingerprints = Fingerprints(kept) if config.incremental else None
+    fingerprint = fingerprints.of if fingerprints else hash_file
     recipe = Recipe(
         kind=Dataset.kind,
         config=_what_counts(config),
-        inputs={name: hash_file(file.path) for name, file in _inputs(config, data)},
+        inputs={name: fingerprint(file.path) for name, file in _inputs(config, data)},
         seed=runtime.seed,
         modules=("recsys.ingest",),
     )
     if force or not recipe.is_current(out):
         with recipe.build(out) as draft, open_engine(config, draft.scratch / "engine", runtime) as engine:
-            _Ingestion(engine, config, data, draft, runtime).run()
+            staging = Staging(kept, fingerprints, draft.scratch / "landed") if fingerprints else None
+            _Ingestion(engine, config, data, draft, runtime, staging).run()
+    if fingerprints:
+        fingerprints.save()
     return Dataset.open(out)
 
 
@@ -95,7 +104,7 @@ def check_input(config: IngestConfig, data: Path, runtime: Runtime) -> None:
         InputError: they cannot be used.
     """
     with TemporaryDirectory() as folder, open_engine(config, Path(folder) / "engine", runtime) as engine:
-        Log(engine, config, open_log(config, data, Path(folder) / "landed", runtime))
+        read_log(engine, config, open_log(config, data, Path(folder) / "landed", runtime))
         if not config.items_from_events:
             read_catalogue(engine, open_catalogue(config, data, Path(folder) / "items"), config)
 
@@ -106,13 +115,21 @@ _REJECTED: Final = ("file", "row", "reason")
 class _Ingestion:
     """One run of the stage; its steps, in their order."""
 
-    def __init__(self, engine: Engine, config: IngestConfig, data: Path, draft: Draft, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: IngestConfig,
+        data: Path,
+        draft: Draft,
+        runtime: Runtime,
+        staging: Staging | None,
+    ) -> None:
+        self._staging = staging
         self._engine, self._config, self._data, self._draft, self._runtime = engine, config, data, draft, runtime
         self._as_of = to_micros(config.as_of or datetime.now(UTC))
 
     def run(self) -> None:
-        files = open_log(self._config, self._data, self._draft.scratch / "landed", self._runtime)
-        self._log = log = Log(self._engine, self._config, files)
+        self._log = log = self._read_log()
         catalogue, catalogue_counts = self._check()
         self._apply_rules_between_rows()
 
@@ -125,7 +142,7 @@ class _Ingestion:
         )
         written = self._write_histories(users)
         quarantined = self._count_rejected()
-        self._write_quarantine(files, sum(quarantined.values()))
+        self._write_quarantine(sum(quarantined.values()))
         merged = self._merged
         n_out = written["kept"] + sum(quarantined.values()) + sum(merged.values())
         if log.n_rows != n_out:
@@ -143,12 +160,13 @@ class _Ingestion:
             "quarantined": quarantined,
             "merged": merged,
             "catalogue": catalogue_counts,
-            "files": len(files),
+            "files": len(log.files),
         }
         write_json(path / "profile.json", self._profile.finish(counts))
         self._draft.counts |= counts
         self._draft.info |= {
             "event_types": event_types(self._config),
+            "event_weights": [self._config.event_weights.get(name, 1.0) for name in event_types(self._config)],
             "protocol": self._config.protocol,
             "train_until": self._cuts.train_until,
             "valid_until": self._cuts.valid_until,
@@ -156,10 +174,16 @@ class _Ingestion:
             "timestamp_unit": next(iter(log.units.values())),
         }
 
+    def _read_log(self) -> Log:
+        scratch = self._draft.scratch / "landed"
+        if self._staging is None:
+            return read_log(self._engine, self._config, open_log(self._config, self._data, scratch, self._runtime))
+        return self._staging.read_log(self._engine, self._config, self._data, self._runtime)
+
     def _check(self) -> tuple[ibis.Table, dict[str, int]]:
         """Judge every row by itself and by the catalogue, which is returned with its counts; find the cuts."""
         engine, config, log = self._engine, self._config, self._log
-        rows = log.rows()
+        rows = log.rows
         if config.items_from_events:
             with reading(log.name):
                 rows = engine.keep("rows", check(rows, None, as_of=self._as_of))
@@ -228,6 +252,9 @@ class _Ingestion:
             seed=self._runtime.seed,
         )
         self._profile = Profile(items, types)
+        statistics = Statistics(
+            items, types, self._cuts, weights=config.event_weights, popularity_days=config.popularity_days
+        )
         by_type = np.zeros(len(types), dtype=np.int64)
         n_sessions = 0
 
@@ -241,7 +268,8 @@ class _Ingestion:
                 yield histories
 
         with pq.ParquetFile(path / "users.parquet") as users_file:
-            by_part = write_parts(path, counted(users_file))
+            by_part = write_parts(path, statistics.write_users(path, counted(users_file)))
+        statistics.write_items(path)
         self._merged = asdict(assembly.merged)
         return {
             "kept": int(by_type.sum()),
@@ -250,20 +278,30 @@ class _Ingestion:
             "events": dict(zip(types, by_type.tolist(), strict=True)),
         }
 
-    def _write_quarantine(self, files: Sequence[LogFile], n_rejected: int) -> None:
+    def _write_quarantine(self, n_rejected: int) -> None:
         path = self._draft.path / "quarantine.parquet"
         rejected = reduce(lambda one, other: one.union(other), self._rejected)
         if isinstance(self._engine, DuckDbEngine):
-            n_written = write_quarantine(self._engine, files, rejected, path)
+            n_written = self._write_raws(self._engine, rejected, path)
         else:
             with open_duckdb(self._draft.scratch / "duckdb", self._runtime) as local:
                 found = pa.Table.from_batches(self._engine.stream(rejected), rejected.schema().to_pyarrow())
-                n_written = write_quarantine(local, files, local.take("rejected", found), path)
+                n_written = self._write_raws(local, local.take("rejected", found), path)
         if n_written != n_rejected:
             raise RecsysError(
                 f"rows were lost on the way, which is a fault of recsys: {n_rejected} were rejected, {n_written} found "
                 "in the files"
             )
+
+    def _write_raws(self, local: DuckDbEngine, rejected: ibis.Table, path: Path) -> int:
+        def raws(file: AnyFile, wanted: ibis.Table) -> ibis.Table:
+            if isinstance(file, StagedFile):
+                assert self._staging is not None
+                return self._staging.raws(local, file, wanted)
+            assert isinstance(file, LogFile)
+            return read_raws(local, file, wanted)
+
+        return write_quarantine(local, self._log.files, rejected, path, raws)
 
     def _count_rejected(self) -> dict[str, int]:
         """Number of rejected rows by reason, those included that could not be read from their file."""

@@ -163,8 +163,7 @@ class _Sample:
         if not self.n_rows:
             raise InputError(f"{path} has no rows", expected="one row each", do="check what wrote the file")
         if files[0].format == "parquet":
-            paths = ", ".join(_sql(str(file.path)) for file in files)
-            self.everything = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+            self.everything = _parquet(*(file.path for file in files))
             self.is_whole = self.n_rows == self.one("count(*)", table=self.everything)
         else:
             self.is_whole &= len(chosen) == len(files)
@@ -184,7 +183,7 @@ class _Sample:
 
     def _columns_of(self, path: Path) -> list[str]:
         with _reading(path):
-            return [row[0] for row in self.rows(f"DESCRIBE FROM read_parquet({_sql(str(path))})")]
+            return [row[0] for row in self.rows(f"DESCRIBE FROM {_parquet(path)}")]
 
     def _part(self, path: Path, columns: Sequence[str], file: DataFile, limit: int | None = None) -> str:
         """A query of one file's rows."""
@@ -199,8 +198,7 @@ class _Sample:
         levels = [
             f"{_sql(str(value))} AS {_name(level)}" for level, value in file.partition.items() if level not in columns
         ]
-        source = f"read_parquet({_sql(str(path))}, hive_partitioning = false)"
-        query = f"SELECT {', '.join([*map(_name, columns), *levels])} FROM {source}"
+        query = f"SELECT {', '.join([*map(_name, columns), *levels])} FROM {_parquet(path)}"
         return f"({query} LIMIT {limit})" if limit else f"({query})"
 
     def one(self, expression: str, *, table: str = "", where: str = "true") -> Any:
@@ -302,7 +300,7 @@ class _Mapping:
         tries = [
             *((each, True) for each in named),
             *((each, False) for each in others),
-            *((each, True) for each in others),
+            *((each, True) for each in others if fold(each) not in _ALL_NAMES),
         ]
         for column, may_be_number in tries:
             if time := _time(self.log, column, may_be_number=may_be_number):
@@ -493,7 +491,17 @@ class _Mapping:
 
     def _head(self) -> list[str]:
         stem = self.log.path.name.split(".")[0]
-        generic = glob.has_magic(stem) or stem in ("", "events", "log", "data", "train", "interactions")
+        generic = glob.has_magic(stem) or stem in (
+            "",
+            "events",
+            "log",
+            "data",
+            "train",
+            "interactions",
+            "ratings",
+            "reviews",
+            "transactions",
+        )
         name = _slug(self.log.data.name if generic else stem) or "shop"
         return [
             f"# A first mapping by `recsys inspect`, from {self.log.rows_in_words()}: check what the comments say.",
@@ -537,7 +545,7 @@ class _Mapping:
             return []
         for separator in SEPARATORS:
             share = source.share(column, f"contains(x, {_sql(separator)})")
-            # A few signs within words, such as the / of "Tea/Coffee", do not split levels, nor do the dots of sentences.
+            # The / of "Tea/Coffee" does not split levels if few have it, nor do the dots of sentences.
             if share > (0.1 if separator in SEPARATORS[:3] else 0.3) and not (
                 separator == "." and source.share(column, "contains(x, '. ')") > 0.01
             ):
@@ -597,7 +605,9 @@ class _Mapping:
             for letters, n, share in found:
                 # Without quantities, only the letter that shops use for it says so.
                 if n < 0.3 * log.n_rows and ((share or 0) > 0.9 if quantity else letters == "C"):
-                    said = f"{n:,} rows" + (f", {share:.0%} of them with a negative quantity" if quantity else "")
+                    said = f"{n:,} of {log.rows_in_words()}" + (
+                        f", {share:.0%} of them with a negative quantity" if quantity else ""
+                    )
                     return [f"cancelled = {{ column = {_toml(order)}, pattern = {_toml('^' + letters)} }} # {said}"]
         return []
 
@@ -666,7 +676,7 @@ class _Mapping:
         for value, n in self._event_types:
             rule = event_rule(value)
             doubt = "" if rule else '; not a well-known name: say "view", "cart", "purchase", "drop" or "cancel"'
-            lines.append(f'{_key(value)} = "{rule or "keep"}" # {n:,} rows{doubt}')
+            lines.append(f'{_key(value)} = "{rule or "keep"}" # {n:,} row{"" if n == 1 else "s"}{doubt}')
         return lines
 
 
@@ -714,13 +724,14 @@ def _written_time(sample: _Sample, column: str) -> _Time | None:
     if not able:
         return None
 
-    def steps_back(each: str) -> int:
-        """Logs are mostly written in the order of time, which the wrong order of day and month breaks."""
+    def disorder(each: str) -> tuple[int, float]:
+        """Logs are mostly in the order of time, and in a few days: days read as months break one or the other."""
         read = f"try_strptime({x}, {_sql(each)})"
         times = f"(SELECT {read} AS t, lag({read}) OVER (ORDER BY rowid) AS before FROM {sample.key})"
-        return int(sample.one("count(*)", table=times, where="t < before"))
+        span = "epoch(max(t)) - epoch(min(t))"
+        return int(sample.one("count(*)", table=times, where="t < before")), float(sample.one(span, table=times))
 
-    best = min(able, key=steps_back) if len(able) > 1 else able[0]
+    best = min(able, key=disorder) if len(able) > 1 else able[0]
     others = [each for each in able if each != best and set(each) == set(best)]
     doubt = f"; {others[0]!r} reads it as well" if others else ""
     micros = f"epoch_us(try_strptime({x}, {_sql(best)}))"
@@ -836,6 +847,12 @@ def _name(column: str) -> str:
 
 def _sql(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _parquet(*paths: Path) -> str:
+    """Parquet files as one table in SQL, without the levels of their folders."""
+    listed = ", ".join(_sql(str(path)) for path in paths)
+    return f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
 
 
 def _as_text(column: str) -> str:

@@ -7,6 +7,7 @@ rows around it are kept.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import lzma
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from recsys.errors import InputError
 from recsys.ingest.config import TextFormat
-from recsys.ingest.files import COMPRESSIONS, DataFile
+from recsys.ingest.files import COMPRESSIONS, DataFile, ending
 
 ROW: Final = "recsys_row"
 LINE: Final = "recsys_line"
@@ -72,10 +73,10 @@ def land(file: DataFile, text: TextFormat, out: Path) -> Landed:
     the middle of an unquoted field stands for itself. Empty lines are no records.
 
     Of JSON lines, each is an object whose keys are the columns. Scalars become their text, a list of scalars its
-    elements joined by " > ", all else stays JSON. Of a key that comes twice in a line, the first counts. With
-    `text.explode`, each object in the line's list is a record, and what `LINE` holds is that object merged into
-    the line without its list (RFC 7396: the object's own keys win); a line without that list is one malformed record,
-    one with an empty list none.
+    elements joined by " > " (nulls left out; null if nothing is left), all else stays JSON. Of a key that comes twice
+    in a line, the first counts. With `text.explode`, each object in the line's list is a record, and what `LINE` holds
+    is that object merged into the line without its list (RFC 7396: the object's own keys win); an element that is no
+    object is a malformed record, and so is a line without that list; an empty list holds no record.
 
     Args:
         file: the file, CSV or JSON lines.
@@ -186,18 +187,21 @@ def _blocks(file: DataFile, text: TextFormat) -> Iterator[_Lines]:
 
 
 def _chunks(file: DataFile) -> Iterator[bytes]:
-    compression = COMPRESSIONS.get(file.path.suffix.lower())
     try:
-        stream: IO[bytes]
-        with (
-            lzma.open(file.path)
-            if compression == "xz"
-            else pa.input_stream(str(file.path), compression=compression) as stream
-        ):
+        with _open(file.path) as stream:
             while chunk := stream.read(_BLOCK):
                 yield chunk
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
         raise _unreadable(file, error) from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked. At the end of a packed file that was cut off, reading fails."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression == "xz":
+        return lzma.open(path)
+    stream: IO[bytes] = pa.input_stream(str(path), compression=compression)
+    return stream
 
 
 def _unreadable(file: DataFile, error: Exception) -> InputError:
@@ -230,32 +234,27 @@ def _without_mark(file: DataFile, data: bytes) -> bytes:
 
 
 def _lines(data: bytes, encoding: str) -> _Lines:
-    if not data:
-        return _NO_LINES
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE) + 1
-    if not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
-    invalid = np.zeros(len(ends), np.bool_)
     try:
         decoded = data.decode(encoding).encode()
     except UnicodeDecodeError:
-        # Only now line by line: there are few blocks with such lines, or the encoding is wrong.
-        pieces = []
-        for i, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
-            line = data[start:end]
+        # Line by line only now: few blocks have such lines, or the encoding is wrong.
+        pieces, invalid = [], []
+        for line in io.BytesIO(data):
             try:
                 pieces.append(line.decode(encoding).encode())
+                invalid.append(False)
             except UnicodeDecodeError:
-                invalid[i] = True
                 pieces.append(line.decode("ascii", "backslashreplace").encode())
+                invalid.append(True)
         decoded = b"".join(pieces)
-        ends = np.cumsum([len(piece) for piece in pieces])
-    else:
-        if decoded != data:
-            ends = np.flatnonzero(np.frombuffer(decoded, np.uint8) == _NEWLINE) + 1
-            if not decoded.endswith(b"\n"):
-                ends = np.append(ends, len(decoded))
-    return _Lines(decoded, ends, invalid)
+        return _Lines(decoded, _ends(decoded), np.array(invalid))
+    ends = _ends(decoded)
+    return _Lines(decoded, ends, np.zeros(len(ends), np.bool_))
+
+
+def _ends(data: bytes) -> npt.NDArray[np.int64]:
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE) + 1
+    return ends if not data or data.endswith(b"\n") else np.append(ends, len(data))
 
 
 # CSV
@@ -276,10 +275,10 @@ def _head(file: DataFile, text: TextFormat, blocks: Iterator[_Lines]) -> _Head:
         lines += block
         if len(lines) >= _RECORD_LINES or len(lines.data) > _LONGEST_LINE:
             break
-    first = next((i for i in range(len(lines)) if lines.text(i).strip("\r\n")), None)
-    if first is None:
+    n_blank = len(lines.data) - len(lines.data.lstrip(b"\r\n"))
+    if n_blank == len(lines.data):
         raise _no_rows(file)
-    lines = lines.after(first)
+    lines = lines.after(int(np.searchsorted(lines.ends, n_blank, side="right")))
     delimiter = _delimiter(file, text, lines)
     if text.header:
         return _Head(delimiter, _usable(file, text.header), lines)
@@ -326,10 +325,10 @@ def _delimiter(file: DataFile, text: TextFormat, lines: _Lines) -> str:
             raise InputError(
                 f"fields cannot be split by {text.delimiter!r}",
                 expected="one ASCII character such as ;",
-                do="change delimiter",
+                do="correct text.delimiter",
             )
         return text.delimiter
-    if file.name.lower().removesuffix(file.path.suffix.lower() if _packed(file) else "").endswith(".tsv"):
+    if ending(file.path) == ".tsv":
         return "\t"
     best, found = (0, 0), ","
     for candidate in ",;\t|":
@@ -342,10 +341,6 @@ def _delimiter(file: DataFile, text: TextFormat, lines: _Lines) -> str:
         if size > 1 and (sizes.count(size), size) > best:
             best, found = (sizes.count(size), size), candidate
     return found
-
-
-def _packed(file: DataFile) -> bool:
-    return file.path.suffix.lower() in COMPRESSIONS
 
 
 def _record(lines: _Lines, first: int, delimiter: str) -> tuple[list[str] | None, int]:
@@ -361,14 +356,14 @@ def _record(lines: _Lines, first: int, delimiter: str) -> tuple[list[str] | None
 def _plain(lines: _Lines, delimiter: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Lines that every parser reads alike and alone, and empty lines, which are no records; bool [n] each.
 
-    In a plain line, quotes surround whole fields or are doubled within them; no field is open at its end.
+    In a plain line, quotes surround whole fields or are doubled within them, and no field is open at its end; or no
+    quote begins a field, so that all stand for themselves.
     """
     data = np.frombuffer(lines.data, np.uint8)
     starts, n = lines.starts, len(lines)
     # With a byte around, so that neighbours exist at both ends.
     before = np.frombuffer(b"\n" + lines.data + b"\n", np.uint8)
     after = before[2:]
-    odd = lines.invalid.copy()
 
     quotes = np.flatnonzero(data == _QUOTE)
     line_of = np.searchsorted(lines.ends, quotes, side="right")
@@ -376,8 +371,10 @@ def _plain(lines: _Lines, delimiter: str) -> tuple[npt.NDArray[np.bool_], npt.ND
     opening = (np.arange(len(quotes)) - (np.cumsum(per_line) - per_line)[line_of]) % 2 == 0
     neighbour = np.where(opening, before[quotes], after[quotes])
     at_border = np.isin(neighbour, [ord(delimiter), _QUOTE, _NEWLINE]) | (~opening & (neighbour == _RETURN))
-    odd[line_of[~at_border]] = True
-    odd |= per_line % 2 == 1
+    at_begin = np.isin(before[quotes], [ord(delimiter), _NEWLINE])
+    odd = (per_line % 2 == 1) | (np.bincount(line_of[~at_border], minlength=n) > 0)
+    odd &= np.bincount(line_of[at_begin], minlength=n) > 0
+    odd |= lines.invalid
 
     returns = np.flatnonzero(data == _RETURN)
     lone = returns[after[returns] != _NEWLINE]
@@ -621,7 +618,7 @@ def _values(connection: duckdb.DuckDBPyConnection, table: pa.Table, columns: Seq
     values = [
         f"""CASE WHEN types[{i}] IS DISTINCT FROM 'ARRAY' THEN texts[{i}]
             WHEN list_has_any(json_type(texts[{i}], '$[*]'), ['OBJECT', 'ARRAY']) THEN texts[{i}]
-            ELSE array_to_string(json_extract_string(texts[{i}], '$[*]'), ' > ') END AS value_{i}"""
+            ELSE nullif(array_to_string(json_extract_string(texts[{i}], '$[*]'), ' > '), '') END AS value_{i}"""
         for i in range(1, len(columns) + 1)
     ]
     sql = f"""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 import ibis
 import pyarrow as pa
@@ -26,7 +28,7 @@ from recsys.ingest.columns import (
     unit_votes,
     votes,
 )
-from recsys.ingest.config import EventSource, IngestConfig, TimestampUnit
+from recsys.ingest.config import EventSource, IngestConfig, ItemColumns, TimestampUnit
 from recsys.ingest.engine import FILE, Engine, count_by, reading
 from recsys.ingest.files import DataFile, find_files
 from recsys.ingest.histories import CONTENT, MONEY, SESSION_KEY
@@ -43,6 +45,26 @@ QUANTITY: Final = "quantity"
 FOR_CATALOGUE: Final = "of_item_"  # prefix of the columns that a catalogue is made of where there is none
 
 _MONEY_LIMIT: Final = 9e14  # in money, so that its ten-thousandths fit an int64
+
+
+class AnyFile(Protocol):
+    """A file of the log, opened now or known from an earlier run."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the log."""
+
+    @property
+    def file(self) -> DataFile:
+        """The file as the shop has it."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, those that could not be read included."""
+
+    @property
+    def rejected(self) -> pa.Table:
+        """The rows that could not be read: `row`, `raw`, `reason`."""
 
 
 @dataclass(frozen=True)
@@ -127,62 +149,80 @@ NOTHING_REJECTED: Final = pa.table(
 )
 
 
+@dataclass(frozen=True)
 class Log:
-    """A log, opened and looked at.
+    """A log, looked at and ready to be read.
 
     Attributes:
+        name: how it is called towards the user.
         files: its files.
-        n_rows: number of rows.
         units: for each kind of file, the unit in which times that are numbers are read.
-    """
-
-    def __init__(self, engine: Engine, config: IngestConfig, files: Sequence[LogFile]) -> None:
-        """Look at the columns, event types and units of time.
-
-        Raises:
-            InputError: the log is empty, lacks a column, or has event types that nobody mapped.
-        """
-        self._engine, self._config = engine, config
-        self.files = list(files)
-        self.n_rows = sum(file.n_rows for file in files)
-        self.name = files[0].file.name if len(files) == 1 else f"the log ({len(files):,} files)"
-        if not self.n_rows:
-            raise InputError(f"{self.name} has no rows", expected="one row per event", do="check what wrote the file")
-        self._groups = [_Group(engine, config, group) for group in alike(files)]
-        sources = config.event_sources()
-        self.units: dict[EventSource, TimestampUnit] = {}
-        for source in sources:
-            counted = dict.fromkeys(("s", "ms", "us", "ns"), 0)
-            for group in self._groups:
-                if group.source == source:
-                    for unit, n in group.unit_votes().items():
-                        counted[unit] += n
-            self.units[source] = elected(counted) if source.timestamp_unit == "auto" else source.timestamp_unit
-        check_event_types([group.event_types() for group in self._groups], config, self.name)
-
-    def rows(self) -> ibis.Table:
-        """All rows that could be read, with the reason why one cannot be used, as far as the row itself tells.
-
-        Returns:
+        rows: all rows that could be read, with the reason why one cannot be used, as far as the row itself tells:
             `file` int32 (a place in `files`), `row` int64, `user_id` and `item_id` text (null where empty),
             `event_type` int8 (a code, `DROPPED`, `CANCELLATION`, or null), `timestamp` int64 (microseconds since
             1970, UTC; null where it cannot be read), `content` int64, `reason` text or null; and where a file has
             them, `session_key` int64, `position` int64, `money` int64, `quantity` float64, and `of_item_…` text.
-        """
-        tables = [group.rows(self.units[group.source]) for group in self._groups]
-        optional = {name: kind for table in tables for name, kind in table.schema().items() if name not in _ALWAYS}
-        names = [*_ALWAYS, *optional]
-        filled = [
-            table.mutate(**{name: ibis.null(kind) for name, kind in optional.items() if name not in table.columns})
-            for table in tables
-        ]
-        rows = filled[0].select(names)
-        for table in filled[1:]:
-            rows = rows.union(table.select(names))
-        return rows
+    """
+
+    name: str
+    files: Sequence[AnyFile]
+    units: dict[EventSource, TimestampUnit]
+    rows: ibis.Table
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, those that could not be read included."""
+        return sum(file.n_rows for file in self.files)
 
 
-_ALWAYS: Final = (
+def read_log(engine: Engine, config: IngestConfig, files: Sequence[LogFile]) -> Log:
+    """Look at the log's columns, event types and units of time.
+
+    Raises:
+        InputError: the log is empty, lacks a column, or has event types that nobody mapped.
+    """
+    name = log_name(files)
+    groups = [FileGroup(engine, config, group) for group in alike(files)]
+    units = choose_units(config, [(group.source, group.unit_votes()) for group in groups])
+    check_event_types([group.event_types() for group in groups], config, name)
+    tables = [group.rows(units[group.source]) for group in groups]
+    optional = {name: kind for table in tables for name, kind in table.schema().items() if name not in ALWAYS}
+    return Log(name, files, units, reduce(lambda one, other: one.union(other), [uniform(t, optional) for t in tables]))
+
+
+def log_name(files: Sequence[AnyFile]) -> str:
+    """How the log is called towards the user.
+
+    Raises:
+        InputError: it has no row.
+    """
+    name = files[0].file.name if len(files) == 1 else f"the log ({len(files):,} files)"
+    if not any(file.n_rows for file in files):
+        raise InputError(f"{name} has no rows", expected="one row per event", do="check what wrote the file")
+    return name
+
+
+def choose_units(
+    config: IngestConfig, votes: Sequence[tuple[EventSource, dict[str, int]]]
+) -> dict[EventSource, TimestampUnit]:
+    """The unit of times that are numbers, for each kind of file; `votes` as `FileGroup.unit_votes` counts them."""
+    units: dict[EventSource, TimestampUnit] = {}
+    for source in config.event_sources():
+        counted: Counter[str] = Counter()
+        for of_source, found in votes:
+            if of_source == source:
+                counted.update(found)
+        units[source] = elected(counted) if source.timestamp_unit == "auto" else source.timestamp_unit
+    return units
+
+
+def uniform(table: ibis.Table, optional: Mapping[str, Any]) -> ibis.Table:
+    """The table with all of the `optional` columns (name → type), null where it has none, in one order."""
+    missing = {name: ibis.null(kind) for name, kind in optional.items() if name not in table.columns}
+    return table.mutate(**missing).select([*ALWAYS, *optional])
+
+
+ALWAYS: Final = (
     "file",
     "row",
     schema.USER_ID,
@@ -203,7 +243,7 @@ def alike(files: Sequence[LogFile]) -> list[list[LogFile]]:
     return list(groups.values())
 
 
-class _Group:
+class FileGroup:
     """Files of one kind and schema, as one table."""
 
     def __init__(self, engine: Engine, config: IngestConfig, files: Sequence[LogFile]) -> None:
@@ -257,6 +297,7 @@ class _Group:
         return self._column(schema.TIMESTAMP)
 
     def unit_votes(self) -> dict[str, int]:
+        """How many rows are moments after 1973 in each unit; nothing where the unit is known."""
         if not votes(self._time, self.source.timestamp_unit) or self.source.timestamp_format:
             return {}
         with reading(self._where):
@@ -272,6 +313,7 @@ class _Group:
             return count_by(named.filter(named.name.notnull()), "name")
 
     def rows(self, unit: TimestampUnit) -> ibis.Table:
+        """The files' rows, columns as in `Log.rows`."""
         table, config, names = self._table, self._config, self._names
         time = self._time
         codes = event_type_codes(config)
@@ -301,6 +343,15 @@ class _Group:
             reason=ibis.cases(*((condition, reason) for reason, condition in self._rules(read))),
             **self._optional(read),
         )
+
+    def optional_columns(self) -> dict[str, str]:
+        """The columns beside `ALWAYS` that rows of any file of this config may have, with their types."""
+        named = [SESSION_KEY, schema.POSITION, MONEY, QUANTITY]
+        kinds = {name: "float64" if name == QUANTITY else "int64" for name in named}
+        if self._config.items_from_events:
+            own = [name for name in ItemColumns.model_fields if name != schema.ITEM_ID]
+            kinds |= {f"{FOR_CATALOGUE}{name}": "string" for name in own}
+        return kinds
 
     def _rules(self, read: ibis.Table) -> list[tuple[str, ibis.Value]]:
         """Reasons that a row gives by itself, the first that applies counts."""

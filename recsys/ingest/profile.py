@@ -420,7 +420,7 @@ class _Comparison:
             types[name] = {"previous": round(share, 6), "current": round(new_share, 6)}
             if max(before.get(name, 0), now.get(name, 0)) < TYPE_EVENTS:
                 continue
-            words = f"“{name}” makes up {_percent(new_share, 1)} of the events; it was {_percent(share, 1)}: check how it is recorded."
+            words = f"“{name}” makes up {_percent(new_share, 1)} of the events; it was {_percent(share, 1)}."
             if new_share < TYPE_SHARE[0] * share:
                 self._alarm(f"event_type: {name}", new_share / share, TYPE_SHARE[0], words)
             elif new_share > TYPE_SHARE[1] * share:
@@ -464,13 +464,13 @@ class _Comparison:
                 continue
             found[name] = _change(before, now)
             if before - now > COVERAGE:
-                words = f"{_percent(now)} of the items have a {name}; it was {_percent(before)}: check the catalogue's “{name}”."
+                words = f"{_percent(now)} of the items have a {name}; it was {_percent(before)}: is a column missing?"
                 self._alarm(f"coverage: {name}", now - before, -COVERAGE, words)
         before, now = self._numbers("catalogue", "in_stock")
         if before is not None and now is not None:
             found["in_stock"] = _change(before, now)
             if abs(now - before) > STOCK:
-                words = f"{_percent(now)} of the items are in stock; it was {_percent(before)}: check the catalogue's “in_stock”."
+                words = f"{_percent(now)} of the items are in stock; it was {_percent(before)}."
                 self._alarm("in_stock", now - before, math.copysign(STOCK, now - before), words)
         return found
 

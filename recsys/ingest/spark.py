@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from recsys.errors import InputError, MissingExtraError
 from recsys.ingest.config import SparkConfig
-from recsys.ingest.engine import FILE, ROW_GROUP, Engine, builtin
+from recsys.ingest.engine import FILE, Engine, builtin
 from recsys.ingest.landing import ROW
+from recsys.ingest.tables import ROW_GROUP
 from recsys.runtime import Runtime
 
 if TYPE_CHECKING:

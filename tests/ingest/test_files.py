@@ -74,7 +74,7 @@ def test_linked_files_count_once(tmp_path: Path) -> None:
     data = make(tmp_path / "data", "log/a.csv")
     make(tmp_path, "far/b.csv")
     (data / "log" / "far").symlink_to(tmp_path / "far")
-    (data / "log" / "latest.csv").symlink_to(data / "log" / "a.csv")
+    (data / "log" / "Latest.csv").symlink_to(data / "log" / "a.csv")
     (data / "log" / "loop").symlink_to(data / "log")
     assert names(data, "log") == ["log/a.csv", "log/far/b.csv"]
     (data / "log" / "broken.csv").symlink_to(tmp_path / "gone")
