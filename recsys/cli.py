@@ -183,11 +183,69 @@ def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     return app.command(stage, help=help_text, epilog=_examples(example, f"{example} --force"))(command)
 
 
-_stage_command(
-    "ingest",
-    "Check the log and write the dataset. Bad rows are put aside with a reason; users, items, sequences and their "
-    "split are what every later stage reads.",
+@app.command(
+    epilog=_examples(
+        "recsys inspect clicks.parquet > shop.toml",
+        "recsys inspect 'logs/*.csv.gz' products.csv -o shop.toml",
+        "recsys validate -c shop.toml && recsys run -c shop.toml",
+    )
 )
+def inspect(
+    events: Annotated[Path, typer.Argument(help="The log: a file, a glob in quotes, or a folder.")],
+    items: Annotated[
+        Path | None, typer.Argument(help="The catalogue, likewise; none if the log tells of its items itself.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; printed where not given.")] = None,
+    sample_rows: Annotated[int, typer.Option(min=1, help="Rows that are looked at.")] = 200_000,
+) -> None:
+    """Look at a shop's files and write a first config for them.
+
+    Columns, event types, times, text formats and codes that are no merchandise are found by name and by content; each
+    guess stands with its reason in a comment.
+    """
+    from recsys.errors import InputError
+    from recsys.ingest.inspect import inspect as look_at
+
+    config = look_at(events, items, sample_rows=sample_rows)
+    if out is None:
+        typer.echo(config, nl=False)
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(config)
+    except FileExistsError:
+        raise InputError(
+            f"{out} is there already", expected="a name that is free", do="remove it, or choose another name for -o"
+        ) from None
+    _say(f"a first config: {out}")
+
+
+@app.command(
+    epilog=_examples("recsys ingest -c pipelines/sample.toml", "recsys ingest -c shop.toml --json | jq .drift")
+)
+def ingest(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the data report as JSON to stdout.")] = False,
+) -> None:
+    """Check the log and write the dataset.
+
+    Bad rows are put aside with a reason; users, items, sequences and their split are what every later stage reads. The
+    data report tells what the data is like, and warns of what has changed since the run before.
+    """
+    from recsys.ingest.report.report import JSON, PAGE
+
+    run = _run_stage("ingest", config, overrides, force=force)
+    report = json.loads((run.path / JSON).read_text(encoding="utf-8"))
+    for alarm in report["drift"]["alarms"]:
+        _say(f"! {alarm['words']}")
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        typer.echo(f"open the data report: {run.path / PAGE}")
+
+
 _stage_command("teach", "Fine-tune the cross-encoder. It reads a user's history and a candidate item together.")
 _stage_command(
     "score", "Write the teacher's scores as soft labels. They are all that the student learns of the teacher."

@@ -84,7 +84,13 @@ def evaluate(
         config=config,
         inputs={"dataset": dataset.fingerprint} | {name: model.fingerprint for name, model in models.items()},
         seed=runtime.seed,
-        modules=("recsys.evaluation", "recsys.evidence", "recsys.ingest.dataset"),
+        modules=(
+            "recsys.evaluation",
+            "recsys.evidence",
+            "recsys.ingest.dataset",
+            "recsys.ingest.report",
+            "recsys.page",
+        ),
     )
     if force or not recipe.is_current(out):
         cases = dataset.cases("test")

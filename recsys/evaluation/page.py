@@ -17,8 +17,8 @@ from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.report import CoverageRow, DifferenceRow, MetricRow
 from recsys.evaluation.scorers import Fitted
-from recsys.ingest.data_page import data_section
 from recsys.ingest.dataset import Dataset
+from recsys.ingest.report.page import data_section
 from recsys.page import (
     BLUE,
     GREEN,

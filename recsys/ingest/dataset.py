@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal
@@ -136,6 +137,12 @@ class Dataset(Artifact):
     def items(self) -> pa.Table:
         """Columns of `schema.ITEMS`, row i is item_idx i."""
         return pq.read_table(self.path / "items.parquet")
+
+    @cached_property
+    def profile(self) -> dict[str, Any]:
+        """What the data is like, in numbers; see `recsys.ingest.profile`."""
+        profile: dict[str, Any] = json.loads((self.path / "profile.json").read_text())
+        return profile
 
     def item_statistics(self, part: str) -> pa.Table:
         """What is known of each item at the end of a part, row i is item_idx i; see `recsys.ingest.statistics`."""

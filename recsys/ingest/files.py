@@ -37,7 +37,8 @@ class DataFile:
 
     Attributes:
         path: where it lies.
-        name: how it is called towards the user: relative to the `data` folder, or its path where it lies outside.
+        name: how it is called towards the user: relative to the `data` folder, or to the source's own folder where
+            that lies outside: where the data lies on a machine says nothing about it.
         format: "parquet", "csv" or "jsonl".
         partition: what the levels of its folders below the source's own folder say, such as {"dt": "2026-11-20"};
             "" for hive's default partition.
@@ -70,7 +71,7 @@ def find_files(data: Path, pattern: Path, text: TextFormat, *, key: str) -> list
     files = [
         DataFile(
             path=path,
-            name=_name(path, data, key),
+            name=_name(path, data, root, key),
             format=_format(path, text, key, text_key),
             partition=_partition(path.relative_to(root), key),
         )
@@ -148,9 +149,9 @@ def _below(folder: Path, key: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def _name(path: Path, data: Path, key: str) -> str:
+def _name(path: Path, data: Path, root: Path, key: str) -> str:
     folder = data.absolute()
-    name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    name = path.relative_to(folder if path.is_relative_to(folder) else root).as_posix()
     try:
         name.encode()
     except UnicodeEncodeError:

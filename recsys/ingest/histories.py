@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +49,20 @@ class Histories:
 
     def __len__(self) -> int:
         return len(self.user_idx)
+
+    @cached_property
+    def user_row(self) -> Ints:
+        """The place of each event's user in this batch, [n_events]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @cached_property
+    def part(self) -> npt.NDArray[np.int8]:
+        """The part of the split that each event is of, [n_events]."""
+        part = np.zeros(len(self.item_idx), dtype=np.int8)
+        place = np.arange(len(part))
+        for end in (self.train_end, self.valid_end):
+            part += place >= (self.offsets[:-1] + end)[self.user_row]
+        return part
 
 
 @dataclass

@@ -79,10 +79,7 @@ class Statistics:
 
     def _add(self, histories: Histories) -> None:
         item, kind, time = histories.item_idx, histories.event_type, histories.timestamp
-        lengths = np.diff(histories.offsets)
-        place = np.arange(len(item)) - np.repeat(histories.offsets[:-1], lengths)
-        part = (place >= np.repeat(histories.train_end, lengths)).astype(np.int8)
-        part += place >= np.repeat(histories.valid_end, lengths)
+        part = histories.part
         # Flat places and equal types: that is ten times as fast as places in several dimensions.
         cell = part * np.int64(self._items.num_rows) + item
         np.add.at(self._count.ravel(), cell * len(self._types) + kind, np.ones(len(cell), dtype=np.int32))
@@ -168,15 +165,11 @@ def _window(days: float) -> str:
 
 def _users(histories: Histories, event_types: Sequence[str]) -> Iterator[pa.Table]:
     """For each part, what is known of the users at its end."""
-    offsets, lengths = histories.offsets, np.diff(histories.offsets)
-    until = [
-        np.concatenate([[0], np.cumsum(histories.event_type == code, dtype=np.int32)])
-        for code in range(len(event_types))
-    ]
-    # Sessions are numbered as they begin, so the highest number so far tells how many there were.
-    base = np.repeat(np.arange(len(histories)), lengths) << 32
-    sessions = (np.maximum.accumulate(base + histories.session) - base) + 1
-    for end in (histories.train_end, histories.valid_end, lengths):
+    offsets, n_types = histories.offsets, len(event_types)
+    cell = (histories.user_row * len(PARTS) + histories.part) * n_types + histories.event_type
+    count = np.bincount(cell, minlength=len(histories) * len(PARTS) * n_types).astype(np.int32)
+    count = count.reshape(len(histories), len(PARTS), n_types).cumsum(axis=1, dtype=np.int32)
+    for part, end in enumerate((histories.train_end, histories.valid_end, np.diff(offsets))):
         users = np.flatnonzero(end)
         begin, last = offsets[users], offsets[users] + end[users] - 1
         span = histories.timestamp[last] - histories.timestamp[begin]
@@ -184,13 +177,22 @@ def _users(histories: Histories, event_types: Sequence[str]) -> Iterator[pa.Tabl
         yield pa.table(
             {
                 schema.USER_IDX: histories.user_idx[users],
-                **{f"n_{name}": until[code][last + 1] - until[code][begin] for code, name in enumerate(event_types)},
-                "n_sessions": sessions[last].astype(np.int32),
+                **{f"n_{name}": count[users, part, code] for code, name in enumerate(event_types)},
+                # Sessions are numbered as they begin, so the highest number so far tells how many there were.
+                "n_sessions": _highest(histories.session, begin, last) + 1,
                 "first_seen": histories.timestamp[begin],
                 "last_seen": histories.timestamp[last],
                 "mean_gap": pa.array(span / np.maximum(n_gaps, 1) / 1e6, mask=n_gaps == 0),
             }
         )
+
+
+def _highest(values: npt.NDArray[np.int32], first: Ints, last: Ints) -> npt.NDArray[np.int32]:
+    """The highest of `values[first[i]:last[i] + 1]` for each i; the slices do not overlap and stand in order."""
+    if not len(first):
+        return np.empty(0, dtype=np.int32)
+    borders = np.stack([first, last + 1], axis=1).ravel()
+    return np.maximum.reduceat(np.append(values, np.int32(0)), borders)[::2]
 
 
 def conversion(count: npt.NDArray[np.int32]) -> pa.Array:

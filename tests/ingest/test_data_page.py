@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from recsys import schema
-from recsys.ingest.data_page import data_page, data_section
 from recsys.ingest.histories import Histories
-from recsys.ingest.profile import Profile, drift
+from recsys.ingest.profile import Profile
+from recsys.ingest.report.drift import drift
+from recsys.ingest.report.page import data_page, data_section
 
 HOSTILE = '<a href="http://evil.example/">x</a><img src=x onerror="alert(1)"></script>'
 DAY = 86_400_000_000
@@ -153,5 +154,5 @@ def test_a_dataset_without_events_is_shown() -> None:
 
 
 def test_plotly_is_not_loaded_before_it_is_needed() -> None:
-    code = "import sys, recsys.ingest.data_page, recsys.ingest.profile; sys.exit('plotly' in sys.modules)"
+    code = "import sys, recsys.ingest.report.page, recsys.ingest.profile; sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from recsys import schema
 from recsys.ingest import profile as module
 from recsys.ingest.histories import Histories
-from recsys.ingest.profile import Profile, drift
+from recsys.ingest.profile import Profile
+from recsys.ingest.report.drift import drift
 
 TYPES = ("view", "cart", "purchase")
 HOUR, DAY = 3_600_000_000, 86_400_000_000

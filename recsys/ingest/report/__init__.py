@@ -1,0 +1,1 @@
+"""What the data is like, told to people: in a page with plots, and as JSON for alarms."""
