@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -63,3 +66,43 @@ class Runtime:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
         has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def ahead(work: Iterable[T], *, depth: int = 2) -> Iterator[T]:
+    """Iterate over `work` while a thread beside computes up to `depth` of its next results.
+
+    It pays where both sides spend their time outside of Python: in numpy, Arrow or a data engine.
+    """
+    results: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                results.put(entry, timeout=0.1)
+                return
+
+    def compute() -> None:
+        try:
+            for result in work:
+                put((True, result))
+                if stopped.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # raised again where the results are wanted
+            put((False, error))
+
+    thread = threading.Thread(target=compute, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, result = results.get()
+            if more:
+                yield result
+            elif result is None:
+                return
+            else:
+                raise result
+    finally:
+        stopped.set()
+        thread.join()

@@ -125,7 +125,8 @@ def test_without_a_teacher_the_student_learns_from_the_log(finished: Run, tiny: 
 def test_until_stops_after_a_stage(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
     config = tiny.model_copy(update={"run_dir": tmp_path / "run"})
     pipeline.run(config, until="ingest", progress=False, say=lambda _: None)
-    assert {path.name for path in config.run_dir.iterdir()} == {"dataset", "versions", "work", "config.toml"}
+    beside = {"config.toml", "data_report.html", "data_report.json"}
+    assert {path.name for path in config.run_dir.iterdir()} == {"dataset", "versions", "work"} | beside
     with pytest.raises(InputError, match="comes after --until ingest"):
         pipeline.run(config, from_stage="teach", until="ingest")
     with pytest.raises(InputError, match=r"no stage 'train' in this run\n  expected: one of ingest, teach"):

@@ -70,7 +70,7 @@ def read_catalogue(engine: Engine, files: Sequence[LogFile], config: IngestConfi
         "merged": count(identified) - count(items),
     }
     items = items.mutate(part=ibis.literal(0, "int8"))
-    return _number(engine, items, where, config, counts)
+    return _number(engine, items, where, config, counts, from_events=False)
 
 
 def derive_catalogue(
@@ -116,11 +116,17 @@ def derive_catalogue(
         available_from=ibis.null("int64"),
         is_merchandise=ibis.literal(True),
     )
-    return _number(engine, items, "the log", config, {"from_events": count(first)})
+    return _number(engine, items, "the log", config, {"from_events": count(first)}, from_events=True)
 
 
 def _number(
-    engine: Engine, items: ibis.Table, where: str, config: IngestConfig, counts: dict[str, int]
+    engine: Engine,
+    items: ibis.Table,
+    where: str,
+    config: IngestConfig,
+    counts: dict[str, int],
+    *,
+    from_events: bool,
 ) -> tuple[ibis.Table, dict[str, int]]:
     """Give every item a title and a number."""
     leaf = items.category.split(schema.CATEGORY_SEPARATOR)
@@ -146,20 +152,21 @@ def _number(
             expected="one row per item",
             do="check what wrote the file, and ingest.merchandise",
         )
-    if count(items.filter(items.is_merchandise & items.is_nameless)) == n_items:
+    # What a log says of its items may be no more than a brand and a category; a catalogue is there to name them.
+    n_unnamed = count(items.filter(items.is_merchandise & items.is_nameless)) if from_events else counts["untitled"]
+    if n_unnamed == n_items:
         raise InputError(
             f"{where} is a catalogue without titles: {config.item_columns.title!r} is empty for all {n_items:,} items",
-            expected="a name for each item, as a customer reads it, or at least a brand or a category: the models read "
-            "this text",
-            do="map the column that has it (the item_id itself if there is nothing better):\n[ingest.item_columns]\n"
-            'title = "…"',
+            expected="a name for each item, as a customer reads it: the models read this text"
+            + (" (a brand or a category can stand in for it)" if from_events else ""),
+            do='map the column that has it, the item_id itself if there is none:\n[ingest.item_columns]\ntitle = "…"',
         )
     return items.select(schema.ITEMS.names), counts
 
 
 def _contract_rows(engine: Engine, files: Sequence[LogFile], config: IngestConfig) -> ibis.Table:
     where, columns = files[0].file.name, files[0].columns
-    names = find_columns(where, columns, config.item_columns, "item_columns", _required(columns, config))
+    names = find_columns(where, columns, config.item_columns, "item_columns", schema.REQUIRED_ITEM_COLUMNS)
     with reading(where):
         rows = engine.read([file.path for file in files])
 
@@ -186,13 +193,6 @@ def _contract_rows(engine: Engine, files: Sequence[LogFile], config: IngestConfi
         available_from=as_micros(engine, available_from, unit, zone=config.timezone),
         is_merchandise=is_merchandise,
     )
-
-
-def _required(columns: Sequence[str], config: IngestConfig) -> tuple[str, ...]:
-    """The title need not be there where something else can stand in for it."""
-    stand_ins = (config.item_columns.brand, config.item_columns.category)
-    can_do_without = config.item_columns.title == "title" and any(name in columns for name in stand_ins)
-    return (schema.ITEM_ID,) if can_do_without else schema.REQUIRED_ITEM_COLUMNS
 
 
 def _category(category: ibis.Value, config: IngestConfig) -> ibis.Value:

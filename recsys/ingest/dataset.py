@@ -106,8 +106,8 @@ class Dataset(Artifact):
     Files: `users.parquet`, `items.parquet`, `train.parquet`, `valid.parquet` and `test.parquet` (each user's events of
     that part), `quarantine.parquet` (schemas in `recsys.schema`), `item_statistics_<part>.parquet` and
     `user_statistics_<part>.parquet` (see `recsys.ingest.statistics`), and `profile.json`; the manifest counts rows in,
-    kept, quarantined by reason and merged by reason. Users are numbered in the order of the part in which they are first
-    seen, so nothing that comes after a cut changes a byte of the parts before it.
+    kept, quarantined by reason and merged by reason. Users are numbered in the order of the part in which they are
+    first seen, so nothing that comes after a cut changes a byte of the parts before it.
     """
 
     kind: ClassVar[str] = "dataset"

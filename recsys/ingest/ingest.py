@@ -35,7 +35,7 @@ from recsys.ingest.split import find_cuts, to_micros
 from recsys.ingest.staging import Fingerprints, StagedFile, Staging
 from recsys.ingest.statistics import Statistics
 from recsys.ingest.tables import write_parquet
-from recsys.runtime import Runtime
+from recsys.runtime import Runtime, ahead
 
 
 def ingest(
@@ -266,7 +266,7 @@ class _Ingestion:
         def counted(users_file: pq.ParquetFile) -> Iterator[Histories]:
             nonlocal by_type, n_sessions
             stream = self._runtime.track(self._engine.stream(events), label="order events by user", unit="batch")
-            for histories in assembly.histories(stream, users_file.iter_batches()):
+            for histories in ahead(assembly.histories(stream, users_file.iter_batches())):
                 self._profile.add(histories)
                 by_type += np.bincount(histories.event_type, minlength=len(types))
                 n_sessions += int(np.maximum.reduceat(histories.session, histories.offsets[:-1]).sum()) + len(histories)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.ingest.dataset import PARTS
 from recsys.ingest.histories import Histories
+from recsys.ingest.tables import Beside
 
 ROW_GROUP_EVENTS: Final = 1 << 20
 
@@ -33,9 +33,8 @@ def write_parts(folder: Path, histories: Iterable[Histories]) -> dict[str, int]:
     Returns:
         Number of events by part.
     """
-    # Encoding and compressing run beside the computation of the next histories.
-    with ThreadPoolExecutor(max_workers=1) as beside, ExitStack() as stack:
-        writers = [stack.enter_context(_PartWriter(folder / f"{part}.parquet", beside)) for part in PARTS]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_PartWriter(folder / f"{part}.parquet")) for part in PARTS]
         for batch in histories:
             ends = [batch.train_end.astype(np.int64), batch.valid_end.astype(np.int64), np.diff(batch.offsets)]
             for writer, begin, end in zip(writers, [np.zeros_like(ends[0]), *ends], ends, strict=False):
@@ -50,7 +49,7 @@ class _PartWriter:
     which the histories come.
     """
 
-    def __init__(self, path: Path, beside: Executor) -> None:
+    def __init__(self, path: Path) -> None:
         packed = (schema.ITEM_IDX, schema.TIMESTAMP, "session")
         self._writer = pq.ParquetWriter(
             path,
@@ -60,8 +59,7 @@ class _PartWriter:
             use_dictionary=[f"{schema.EVENT_TYPE}.list.element"],
             column_encoding={f"{name}.list.element": "DELTA_BINARY_PACKED" for name in packed},
         )
-        self._beside = beside
-        self._written: Future[None] | None = None
+        self._beside = Beside()
         self._pending: list[pa.Table] = []
         self._n_pending = 0
         self.n_events = 0
@@ -100,19 +98,11 @@ class _PartWriter:
             end = int(np.searchsorted(until, before + ROW_GROUP_EVENTS)) + 1
             if end > len(table) and not last:
                 break
-            self._wait()  # one row group at a time, so that no more than one is held
-            self._written = self._beside.submit(
-                self._writer.write_table, table.slice(begin, end - begin), row_group_size=len(table)
-            )
+            self._beside.run(self._writer.write_table, table.slice(begin, end - begin), row_group_size=len(table))
             begin = end
         rest = table.slice(begin)
         self._pending = [rest.take(pa.array(range(len(rest)), pa.int64()))] if len(rest) else []
         self._n_pending = int(until[-1] - (until[begin - 1] if begin else 0)) if len(rest) else 0
-
-    def _wait(self) -> None:
-        if self._written is not None:
-            self._written.result()
-            self._written = None
 
     def __enter__(self) -> Self:
         return self
@@ -120,10 +110,12 @@ class _PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._pending:
-            self._flush(last=True)
-        self._wait()
-        self._writer.close()
+        try:
+            if kind is None and self._pending:
+                self._flush(last=True)
+            self._beside.close()
+        finally:
+            self._writer.close()
 
 
 def _as_table(
