@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recsys.artifacts import Draft, Recipe
 from recsys.errors import InputError, RecsysError
 from recsys.ingest.dataset import Dataset, Sequences
+from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
@@ -61,7 +62,14 @@ def distill(
         config=config,
         inputs=inputs,
         seed=runtime.seed,
-        modules=("recsys.student", "recsys.student.losses", "recsys.training", "recsys.text", "recsys.soft_labels"),
+        modules=(
+            "recsys.student",
+            "recsys.student.losses",
+            "recsys.training",
+            "recsys.text",
+            "recsys.soft_labels",
+            "recsys.ingest.windows",
+        ),
     )
     if force or not recipe.is_current(out):
         text = text_vectors(
@@ -70,34 +78,6 @@ def distill(
         with recipe.build(out) as draft:
             _train(dataset, soft_labels, text.vectors, config, draft, runtime)
     return Student.open(out)
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """The training sequences cut to pieces that fit the user tower.
-
-    Window w holds `count[w]` events from place `begin[w]` of the flat arrays on. Its user vectors at places
-    `first[w]` … `count[w]` are trained; earlier places belong to the window before, which overlaps by half.
-    """
-
-    user: npt.NDArray[np.int64]
-    begin: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
-    first: npt.NDArray[np.int64]
-
-
-def _windows(train: Sequences, max_history: int) -> _Windows:
-    stride = max(max_history // 2, 1)
-    extra = np.maximum(np.ceil((train.lengths - max_history) / stride), 0).astype(np.int64)
-    user = np.repeat(np.arange(len(train)), extra + 1)
-    number = np.arange(len(user)) - np.repeat(np.cumsum(extra + 1) - extra - 1, extra + 1)
-    begin = number * stride
-    return _Windows(
-        user=user,
-        begin=train.offsets[user] + begin,
-        count=np.minimum(train.lengths[user] - begin, max_history),
-        first=np.where(number > 0, max_history - stride + 1, 0),
-    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ class _Soft:
     logit: npt.NDArray[np.float32]  # [n, C]
 
 
-def _soft(soft_labels: SoftLabels, train: Sequences, windows: _Windows) -> _Soft:
+def _soft(soft_labels: SoftLabels, train: Sequences, windows: Windows) -> _Soft:
     user, position, candidate, logit = soft_labels.padded()
     usable = (user < len(train)) & (position <= train.lengths[np.minimum(user, len(train) - 1)])
     if not usable.all():
@@ -130,7 +110,7 @@ def _soft(soft_labels: SoftLabels, train: Sequences, windows: _Windows) -> _Soft
     return _Soft(offsets, place.astype(np.int64), candidate[order], logit[order])
 
 
-def _batches(windows: _Windows, positions: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+def _batches(windows: Windows, positions: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
     """All windows in random batches of about `positions` events, alike in length within a batch."""
     order = rng.permutation(len(windows.count))
     pool = max(positions // 2, 1)  # windows sorted together: enough for even lengths, few enough to stay random
@@ -165,7 +145,7 @@ def _train(
     # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while
     # memory grew with every new batch shape.
     tower_dtype = dtype if device.type == "cuda" else torch.float32
-    windows = _windows(train, config.max_history)
+    windows = sliding_windows(train, config.max_history)
     soft = _soft(soft_labels, train, windows) if soft_labels is not None and config.soft_weight else None
     known = np.zeros(dataset.n_items, dtype=bool)
     known[train.item_idx] = True
@@ -277,7 +257,7 @@ def _train(
 
 
 def _collate(
-    train: Sequences, windows: _Windows, soft: _Soft | None, batch: npt.NDArray[np.int64]
+    train: Sequences, windows: Windows, soft: _Soft | None, batch: npt.NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """One batch of windows.
 

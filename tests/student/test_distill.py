@@ -20,10 +20,11 @@ from recsys.artifacts import Recipe, hash_file
 from recsys.config import PipelineConfig
 from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences
+from recsys.ingest.windows import sliding_windows
 from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
-from recsys.student.distill import _batches, _collate, _soft, _windows, distill
+from recsys.student.distill import _batches, _collate, _soft, distill
 from recsys.student.model import Student, user_tower
 from tests.interrupt import Interrupted
 
@@ -54,11 +55,11 @@ def labels(folder: Path, rows: list[tuple[int, int, list[int], list[float]]]) ->
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=8), st.integers(2, 9), st.integers(8, 64), st.integers(0, 9))
-def test_every_event_is_a_target_once_whatever_the_windows(
+def test_every_event_is_a_target_once_whatever_thesliding_windows(
     lengths: list[int], max_history: int, positions: int, seed: int
 ) -> None:
     train = numbered(lengths)
-    windows = _windows(train, max_history)
+    windows = sliding_windows(train, max_history)
     targets = []
     for batch in _batches(windows, positions, np.random.default_rng(seed)):
         items, _, target, place, _ = _collate(train, windows, None, batch)
@@ -74,7 +75,7 @@ def test_every_event_is_a_target_once_whatever_the_windows(
 def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: Path) -> None:
     lengths, max_history = [3, 11, 0, 6], 4
     train = numbered(lengths)
-    windows = _windows(train, max_history)
+    windows = sliding_windows(train, max_history)
     rows = [(u, p, [u, p], [0.0, 1.0]) for u, length in enumerate(lengths) for p in range(1, length + 1)]
     soft = _soft(labels(tmp_path, rows), train, windows)
     met = set()
@@ -91,7 +92,7 @@ def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: 
 def test_soft_labels_of_another_dataset_are_refused(tmp_path: Path) -> None:
     train = numbered([3, 3])
     with pytest.raises(InputError, match="1 soft labels stand at users or positions"):
-        _soft(labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])]), train, _windows(train, 4))
+        _soft(labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])]), train, sliding_windows(train, 4))
 
 
 def test_soft_labels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
