@@ -288,3 +288,32 @@ def test_an_unforeseen_error_is_exit_code_1_with_its_traceback(tiny_toml: Path, 
     done = recsys("ingest", "-c", tiny_toml, "--set", f"run_dir={run_dir}")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_inspect_writes_a_config_that_ingests(shop: Path, tmp_path: Path) -> None:
+    toml = tmp_path / "first.toml"
+    arguments = "inspect", shop / "events.parquet", shop / "items.parquet", "-o", toml
+    assert recsys(*arguments).returncode == 0
+    done = recsys("ingest", "-c", toml, "--set", f"run_dir={tmp_path / 'run'}", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["profile"]["counts"]["rows_in"] == pq.read_metadata(shop / "events.parquet").num_rows
+    assert report["drift"]["previous"] is False
+    again = recsys(*arguments)
+    assert again.returncode == 2 and "first.toml is there already" in again.stderr
+    nothing = recsys("inspect", tmp_path / "nowhere.parquet")
+    assert nothing.returncode == 2 and "Traceback" not in nothing.stderr and not nothing.stdout
+
+
+def test_ingest_says_what_has_changed_since_the_run_before(shop: Path, tiny_toml: Path, tmp_path: Path) -> None:
+    """Half of the log is missing, and the command says so."""
+    half = Path(shutil.copytree(shop, tmp_path / "half"))
+    run = ["ingest", "-c", tiny_toml, "--set", f"run_dir={tmp_path / 'run'}"]
+    first = recsys(*run)
+    assert first.returncode == 0 and "! " not in first.stderr
+    assert first.stdout == f"open the data report: {tmp_path / 'run' / 'data_report.html'}\n"
+    events = pq.read_table(half / "events.parquet")
+    pq.write_table(events.slice(0, len(events) // 2), half / "events.parquet")
+    second = recsys(*run, "--set", f"data={half}")
+    assert second.returncode == 0
+    assert re.search(r"^! .*events", second.stderr, re.MULTILINE), second.stderr

@@ -34,6 +34,20 @@ def test_the_readme_shows_a_config_that_is_valid(tmp_path: Path) -> None:
     assert config.recommend.k == 20
 
 
+def test_what_the_page_on_data_shows_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "data" / "README.md").read_text()
+    where, sources, columns = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "shop.toml"
+    path.write_text(where + columns)
+    config = load_config(path, env={}).ingest
+    assert config.text.delimiter == ";" and config.event_types["refund"] == "cancel"
+    path.write_text('data = "."\n' + sources)
+    views, orders = load_config(path, env={}).ingest.event_sources()
+    assert views.event_type == "view" and orders.columns.item_id == "article"
+    reasons = set(re.findall(r"`([a-z_<>]+)`", text.partition("| reason |")[2].partition("Such rows go to")[0]))
+    assert {"bot", "cancelled_purchase", "k_core", "malformed_line", "not_positive_<column>"} <= reasons
+
+
 def test_the_readme_names_every_stage_and_only_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for stage, artifact in STAGES.items():
