@@ -6,6 +6,7 @@ Every step of the stage is one Ibis expression; nothing outside this package's e
 
 from __future__ import annotations
 
+import errno
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -88,41 +89,50 @@ def builtin(name: str, returns: str, *arguments: ibis.Value) -> ibis.Value:
     return ibis.udf.scalar.builtin(name=name, signature=(types, returns))(lambda first, second: ...)(*arguments)
 
 
+_ROWS_OF_DUCKDB: Final = {"file_row_number", "file_index"}
+
+
 class DuckDbEngine(Engine):
     """DuckDB in this process. Tables lie in memory up to a limit, and beyond it in a scratch folder."""
 
     def __init__(self, connection: Backend) -> None:
-        self._connection = connection
+        self.connection = connection
         self._n_views = 0
 
     def read(self, paths: Sequence[Path]) -> ibis.Table:
         listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
         columns = pq.read_schema(paths[0]).names
+        if own := _ROWS_OF_DUCKDB & {name.lower() for name in columns}:
+            raise InputError(
+                f"{paths[0].name} has a column that cannot be used: {', '.join(sorted(own))}",
+                expected="no column of the names under which the engine itself numbers files and rows",
+                do="rename the column",
+            )
         row = "" if ROW in columns else f", file_row_number AS {ROW}"
         self._n_views += 1
         name = f"read_{self._n_views}"
-        self._connection.raw_sql(
+        self.connection.raw_sql(
             f"CREATE VIEW {name} AS SELECT *, CAST(file_index AS INTEGER) AS {FILE}{row} "  # noqa: S608
             f"FROM read_parquet([{listed}], hive_partitioning = false)"
         )
-        return self._connection.table(name)
+        return self.connection.table(name)
 
     def take(self, name: str, table: pa.Table) -> ibis.Table:
         # Not create_table: as for drop_table, Ibis 12 builds a statement without a name with today's sqlglot.
-        self._connection.con.register(name, table)
-        return self._connection.table(name)
+        self.connection.con.register(name, table)
+        return self.connection.table(name)
 
     def keep(self, name: str, table: ibis.Table) -> ibis.Table:
-        return self._connection.create_table(name, table)
+        return self.connection.create_table(name, table)
 
     def drop(self, table: ibis.Table) -> None:
         # Not connection.drop_table: Ibis 12 builds a statement without a name with today's sqlglot.
-        self._connection.raw_sql(f"DROP TABLE {table.get_name()}")
+        self.connection.raw_sql(f"DROP TABLE {table.get_name()}")
 
     def stream(self, table: ibis.Table) -> Iterator[pa.RecordBatch]:
         # Not connection.to_pyarrow_batches: Ibis 12 calls a method there that DuckDB 2 no longer has. And not execute:
         # that would hold the whole result.
-        yield from self._connection.con.sql(self._connection.compile(table)).to_arrow_reader(ROW_GROUP)
+        yield from self.connection.con.sql(self.connection.compile(table)).to_arrow_reader(ROW_GROUP)
 
     def content(self, columns: ibis.Value) -> ibis.Value:
         return (builtin("hash", "uint64", columns) >> 1).cast("int64")
@@ -207,6 +217,8 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not the file's fault
         raise _unreadable(what, error) from None
     except duckdb.Error as error:
         if isinstance(error, duckdb.OutOfMemoryException) or _is_disk_full(error):
@@ -214,7 +226,7 @@ def reading(what: str) -> Iterator[None]:
         if isinstance(error, duckdb.BinderException):
             raise InputError(
                 f"{what} has a column that cannot be used: {str(error).splitlines()[0]}",
-                expected="columns of text, numbers, times and booleans, none of them called file_row_number",
+                expected="columns of text, numbers, times and booleans",
                 do="rename the column, or map another one in the config",
             ) from None
         raise _unreadable(what, error) from None

@@ -102,7 +102,11 @@ def _search(place: Path, key: str) -> tuple[Path, list[Path]]:
     if not place.is_dir():
         n_fixed = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
         if n_fixed is None:
-            raise InputError(f"{place} does not exist", do=f"set {key} to a file, a glob or a folder")
+            raise InputError(
+                f"{place} is not there",
+                expected="a file, a glob or a folder",
+                do=f"correct {key}, or `data` (RECSYS_DATA) where it is relative",
+            )
         root, rest = Path(*place.parts[:n_fixed]), str(Path(*place.parts[n_fixed:]))
         # Not Path.glob: what its ** stands for varies between Python's versions.
         matched = [root / name for name in glob.glob(rest, root_dir=root, recursive=True)]  # noqa: PTH207
@@ -135,7 +139,9 @@ def _below(folder: Path, key: str) -> Iterator[Path]:
 
     def fail(error: OSError) -> None:
         raise InputError(
-            f"the folder {error.filename} cannot be read: {error.strerror}", do=f"narrow {key}, or allow it"
+            f"the folder {error.filename} cannot be read: {error.strerror}",
+            expected="folders that may be looked into",
+            do=f"narrow {key}, or allow it",
         )
 
     seen = set()
@@ -156,7 +162,9 @@ def _name(path: Path, data: Path, root: Path, key: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{name!a} is no name in UTF-8", do=f"rename the file, which {key} names, or its folder"
+            f"{name!a} is no name in UTF-8",
+            expected="a name that can be written to a table",
+            do=f"rename the file, which {key} names, or its folder",
         ) from None
     return name
 

@@ -32,7 +32,7 @@ from recsys.ingest.config import EventSource, IngestConfig, ItemColumns, Timesta
 from recsys.ingest.engine import FILE, Engine, count_by, reading
 from recsys.ingest.files import DataFile, find_files
 from recsys.ingest.histories import CONTENT, MONEY, SESSION_KEY
-from recsys.ingest.landing import LINE, ROW, Landed, land
+from recsys.ingest.landing import LINE, ROW, land
 from recsys.ingest.split import to_micros
 from recsys.runtime import Runtime
 
@@ -136,12 +136,22 @@ def open_file(number: int, file: DataFile, source: EventSource, folder: Path) ->
     """
     if file.format == "parquet":
         with reading(file.name), pq.ParquetFile(file.path) as parquet:
-            return LogFile(
-                number, file, source, file.path, parquet.schema_arrow, parquet.metadata.num_rows, NOTHING_REJECTED
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    landed: Landed = land(file, source.text, folder / f"{number}.parquet")
-    return LogFile(number, file, source, landed.path, pq.read_schema(landed.path), landed.n_rows, landed.rejected)
+            columns, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        opened = LogFile(number, file, source, file.path, columns, n_rows, NOTHING_REJECTED)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        landed = land(file, source.text, folder / f"{number}.parquet")
+        columns = pq.read_schema(landed.path)
+        opened = LogFile(number, file, source, landed.path, columns, landed.n_rows, landed.rejected)
+    folded = Counter(name.casefold() for name in opened.columns)
+    alike = [name for name in opened.columns if folded[name.casefold()] > 1]
+    if alike:
+        raise InputError(
+            f"{file.name} has columns whose names differ in nothing but case: {', '.join(alike)}",
+            expected="names that every engine can tell apart",
+            do="rename one of them",
+        )
+    return opened
 
 
 NOTHING_REJECTED: Final = pa.table(
@@ -252,10 +262,9 @@ class FileGroup:
         self._where = files[0].file.name if len(files) == 1 else f"{files[0].file.name} and {len(files) - 1} more"
         self.columns = files[0].columns
         mapping = self.source.columns
-        required = [name for name in schema.REQUIRED_EVENT_COLUMNS if name != schema.EVENT_TYPE]
-        if not self.source.event_type:
-            required.append(schema.EVENT_TYPE)
-        elif mapping.event_type == schema.EVENT_TYPE:
+        said = {schema.EVENT_TYPE} if self.source.event_type else set()
+        required = [name for name in schema.REQUIRED_EVENT_COLUMNS if name not in said]
+        if said and mapping.event_type == schema.EVENT_TYPE:
             mapping = mapping.model_copy(update={schema.EVENT_TYPE: ""})
         self._names = find_columns(self._where, self.columns, mapping, "columns", required)
         for name in config.positive:

@@ -13,7 +13,7 @@ import pytest
 
 from recsys.errors import InputError
 from recsys.ingest.config import IngestConfig
-from recsys.ingest.engine import engine
+from recsys.ingest.engine import open_duckdb
 from recsys.ingest.ingest import ingest
 from recsys.runtime import Runtime
 
@@ -113,11 +113,16 @@ def test_a_file_that_is_no_parquet(tmp_path: Path, name: str, spoil: Callable[[P
     assert f"{name}.parquet cannot be read as Parquet" in error.came and "a whole Parquet file" in error.expected
 
 
-def test_a_missing_file_and_a_folder_in_its_place(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_in_its_place(tmp_path: Path) -> None:
     write(tmp_path)
     assert "nowhere.parquet is not there" in refused(tmp_path, items="nowhere.parquet").came
     (tmp_path / "folder").mkdir()
-    assert "folder is a folder" in refused(tmp_path, events="folder").came
+    assert "there is no file in" in refused(tmp_path, events="folder").came
+
+
+def test_columns_whose_names_differ_in_case_alone(tmp_path: Path) -> None:
+    error = refused(write(tmp_path, EVENTS | {"Item_ID": ["a", "b", "a"]}))
+    assert "differ in nothing but case: item_id, Item_ID" in error.came
 
 
 def test_a_catalogue_without_titles(tmp_path: Path) -> None:
@@ -173,26 +178,26 @@ def test_a_full_disk_is_named_and_so_is_too_little_memory(tmp_path: Path) -> Non
     """The kernel's own error, out of the engine: /dev/full has no room for anything."""
     with (
         pytest.raises(InputError, match=r"the disk is full: .*No space left on device") as caught,
-        engine(tmp_path / "scratch", Runtime(threads=1)) as connection,
+        open_duckdb(tmp_path / "scratch", Runtime(threads=1)) as engine,
     ):
-        connection.raw_sql("COPY (SELECT 1) TO '/dev/full'")
+        engine.connection.raw_sql("COPY (SELECT 1) TO '/dev/full'")
     assert caught.value.exit_code == 2 and str(tmp_path) in caught.value.expected
     with (
         pytest.raises(InputError, match="more than memory_limit = '20MB'"),
-        engine(tmp_path / "scratch", Runtime(threads=1, memory_limit="20MB")) as connection,
+        open_duckdb(tmp_path / "scratch", Runtime(threads=1, memory_limit="20MB")) as engine,
     ):
-        connection.raw_sql("SELECT max(len(l)) FROM (SELECT list(range) AS l FROM range(20000000))").fetchall()
+        engine.connection.raw_sql("SELECT max(len(l)) FROM (SELECT list(range) AS l FROM range(20000000))").fetchall()
     with (
         pytest.raises(InputError, match=r"the disk is full: .*max_temp_directory_size|the disk is full: .*offload"),
-        engine(tmp_path / "scratch", Runtime(threads=1, memory_limit="20MB")) as connection,
+        open_duckdb(tmp_path / "scratch", Runtime(threads=1, memory_limit="20MB")) as engine,
     ):
-        connection.raw_sql("SET max_temp_directory_size = '1MB'")
-        connection.raw_sql("CREATE TABLE t AS SELECT range, md5(range::text) FROM range(2000000)")
+        engine.connection.raw_sql("SET max_temp_directory_size = '1MB'")
+        engine.connection.raw_sql("CREATE TABLE t AS SELECT range, md5(range::text) FROM range(2000000)")
 
 
 def test_a_fault_of_the_engine_itself_is_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises(duckdb.CatalogException), engine(tmp_path / "scratch", Runtime(threads=1)) as connection:
-        connection.raw_sql("SELECT * FROM nothing_of_that_name")
+    with pytest.raises(duckdb.CatalogException), open_duckdb(tmp_path / "scratch", Runtime(threads=1)) as engine:
+        engine.connection.raw_sql("SELECT * FROM nothing_of_that_name")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_a_fault_of_the_engine_itself_is_not_hidden(tmp_path: Path) -> None:
     [
         ({"train_until": "2026-01-01"}, "given together"),
         ({"train_until": "2026-01-02", "valid_until": "2026-01-01"}, "must be before"),
-        ({"event_types": {"x": "buy"}}, "'view', 'cart', 'purchase', 'keep' or 'drop'"),
+        ({"event_types": {"x": "buy"}}, "'view', 'cart', 'purchase', 'keep', 'drop' or 'cancel'"),
         ({"columns": {"user": "u"}}, "user"),
     ],
 )

@@ -45,7 +45,6 @@ def test_names_outside_of_data_do_not_tell_where_it_lies(tmp_path: Path) -> None
     outside = tmp_path / "elsewhere" / "a.csv"
     assert names(tmp_path / "data", str(outside)) == ["a.csv"]
     assert names(tmp_path / "data", str(outside.parent)) == ["a.csv"]
-    assert names(tmp_path / "data", str(outside.parent)) == [outside.as_posix()]
     assert names(tmp_path / "data", str(tmp_path / "data" / "*.csv")) == ["b.csv"]
 
 
@@ -123,7 +122,7 @@ def test_levels_of_hive_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "pattern", "message"),
     [
-        ((), "gone.csv", r"gone\.csv does not exist"),
+        ((), "gone.csv", r"gone\.csv is not there"),
         (("a.csv",), "*.json", "no file fits"),
         (("a.csv",), "gone/*.csv", "no file fits"),
         (("log/_SUCCESS", "log/.a.csv"), "log", "there is no file in"),
