@@ -51,7 +51,8 @@ def read_catalogue(engine: Engine, files: Sequence[LogFile], config: IngestConfi
 
     Returns:
         The columns of `schema.ITEMS` (`available_from` as int64 microseconds), with `item_idx` counting in the order of
-        item_id and null for what is no merchandise; and counts of rows and items.
+        item_id and null for what is no merchandise, and `part`, the part of the split from which on an item is known:
+        the first for all; and counts of rows and items.
 
     Raises:
         InputError: a file cannot be read, lacks a column, or there is no item to recommend or no title at all.
@@ -88,7 +89,8 @@ def derive_catalogue(
         config: for the separator of categories.
 
     Returns:
-        As `read_catalogue`, but `item_idx` counts in the order of (part first seen, item_id).
+        As `read_catalogue`, but `part` is that in which the item is first seen, and `item_idx` counts in the order of
+        (part, item_id).
 
     Raises:
         InputError: there is no item.
@@ -161,7 +163,7 @@ def _number(
             + (" (a brand or a category can stand in for it)" if from_events else ""),
             do='map the column that has it, the item_id itself if there is none:\n[ingest.item_columns]\ntitle = "…"',
         )
-    return items.select(schema.ITEMS.names), counts
+    return items.select(*schema.ITEMS.names, "part"), counts
 
 
 def _contract_rows(engine: Engine, files: Sequence[LogFile], config: IngestConfig) -> ibis.Table:

@@ -141,6 +141,8 @@ class _Ingestion:
         path = self._draft.path
         items = catalogue.filter(catalogue.item_idx.notnull()).order_by(schema.ITEM_IDX)
         n_items = write_parquet(self._engine.stream(items), path / "items.parquet", schema.ITEMS)
+        by_part = count_by(items, "part")
+        self._n_known = np.cumsum([by_part.get(part, 0) for part in range(len(PARTS))]).tolist()
         users = self._number_users()
         n_users = write_parquet(
             self._engine.stream(users.order_by(schema.USER_IDX)), path / "users.parquet", schema.USERS
@@ -258,7 +260,12 @@ class _Ingestion:
         )
         self._profile = Profile(items, types)
         statistics = Statistics(
-            items, types, self._cuts, weights=config.event_weights, popularity_days=config.popularity_days
+            items,
+            types,
+            self._cuts,
+            n_known=self._n_known,
+            weights=config.event_weights,
+            popularity_days=config.popularity_days,
         )
         by_type = np.zeros(len(types), dtype=np.int64)
         n_sessions = 0

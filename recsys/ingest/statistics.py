@@ -43,6 +43,7 @@ class Statistics:
         event_types: Sequence[str],
         cuts: Cuts,
         *,
+        n_known: Sequence[int],
         weights: Mapping[str, float],
         popularity_days: Sequence[float],
     ) -> None:
@@ -52,10 +53,12 @@ class Statistics:
             items: columns of `schema.ITEMS`.
             event_types: names; an event's code is a place among them.
             cuts: where the histories are split.
+            n_known: how many items are known at the end of each part: those come first in `items`.
             weights: what an event of a type counts in popularity, 1 where not given.
             popularity_days: lengths of the windows before a part's end in which popularity is counted.
         """
         self._items, self._types, self._cuts, self._days = items, tuple(event_types), cuts, tuple(popularity_days)
+        self._n_known = tuple(n_known)
         self._weight = np.array([weights.get(name, 1.0) for name in event_types])
         n_items, n_parts = items.num_rows, len(PARTS)
         self._count = np.zeros((n_parts, n_items, len(self._types)), dtype=np.int32)
@@ -100,27 +103,27 @@ class Statistics:
         count, revenue = np.cumsum(self._count, axis=0), np.cumsum(self._revenue, axis=0)
         first = np.minimum.accumulate(self._first, axis=0)
         last = np.maximum.accumulate(self._last, axis=0)
-        bands = price_bands(self._items)
         table = item_schema(self._types, self._days)
         for number, part in enumerate(PARTS):
-            unseen = first[number] == _NEVER
+            n = self._n_known[number]
+            unseen = first[number, :n] == _NEVER
             columns: dict[str, Any] = {
-                schema.ITEM_IDX: self._items[schema.ITEM_IDX],
-                **{f"n_{name}": count[number, :, code] for code, name in enumerate(self._types)},
-                "popularity": count[number] @ self._weight,
-                **{_window(days): self._popularity[number, place] for place, days in enumerate(self._days)},
-                "conversion": conversion(count[number]),
-                "revenue": revenue[number] / 10_000,
-                "first_seen": pa.array(first[number], mask=unseen),
-                "last_seen": pa.array(last[number], mask=unseen),
-                "price_band": bands,
+                schema.ITEM_IDX: self._items[schema.ITEM_IDX][:n],
+                **{f"n_{name}": count[number, :n, code] for code, name in enumerate(self._types)},
+                "popularity": count[number, :n] @ self._weight,
+                **{_window(days): self._popularity[number, place, :n] for place, days in enumerate(self._days)},
+                "conversion": conversion(count[number, :n]),
+                "revenue": revenue[number, :n] / 10_000,
+                "first_seen": pa.array(first[number, :n], mask=unseen),
+                "last_seen": pa.array(last[number, :n], mask=unseen),
+                "price_band": price_bands(self._items[:n]),
             }
             with TableWriter(folder / f"item_statistics_{part}.parquet", table) as writer:
                 writer.write(pa.table(columns).cast(table))
 
 
 def item_schema(event_types: Sequence[str], popularity_days: Sequence[float]) -> pa.Schema:
-    """Columns of a table of items: row i is item_idx i.
+    """Columns of a table of items: row i is item_idx i; items that are not known yet have none.
 
     Counts by event type; `popularity`, the weighted number of events, in all and in the last days before the part's
     end; `conversion`; `revenue`, the value of purchases; `first_seen` and `last_seen` (microseconds since 1970, UTC;
