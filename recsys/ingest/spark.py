@@ -6,12 +6,14 @@ What is kept lies as Parquet in the scratch folder, which all of Spark's machine
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import ibis
 import pyarrow as pa
@@ -55,26 +57,29 @@ class SparkEngine(Engine):
         self._n_views = 0
 
     def read(self, paths: Sequence[Path]) -> ibis.Table:
-        frame = self._session.read.parquet(*(path.resolve().as_uri() for path in paths))
+        frame = self._parquet(*paths)
         columns = [f"`{name.replace('`', '``')}`" for name in frame.columns]
         if ROW not in frame.columns:
             columns.append(f"_metadata.row_index AS {ROW}")
-        place = {path.resolve().as_uri(): number for number, path in enumerate(paths)}
-        frame = frame.selectExpr(*columns, "_metadata.file_path AS recsys_path")
         if len(paths) == 1:
-            return self._view(frame.drop("recsys_path").selectExpr("*", f"0 AS {FILE}"))
-        places = self._session.createDataFrame(list(place.items()), f"recsys_path string, {FILE} int")
+            return self._view(frame.selectExpr(*columns, f"0 AS {FILE}"))
+        # Spark escapes paths in a way of its own, so it is asked how it calls the files.
+        number = {str(path.resolve()): number for number, path in enumerate(paths)}
+        called = [row[0] for row in frame.select("_metadata.file_path").distinct().collect()]
+        rows = [(name, number[unquote(urlsplit(name).path)]) for name in called]
+        places = self._session.createDataFrame(rows, f"recsys_path string, {FILE} int")
+        frame = frame.selectExpr(*columns, "_metadata.file_path AS recsys_path")
         return self._view(frame.join(places, "recsys_path").drop("recsys_path"))
 
     def take(self, name: str, table: pa.Table) -> ibis.Table:
         folder = self._scratch / f"{name}.parquet"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, folder / "part-0.parquet")
-        return self._view(self._session.read.parquet(folder.resolve().as_uri()))
+        return self._view(self._parquet(folder))
 
     def keep(self, name: str, table: ibis.Table) -> ibis.Table:
         folder = self._write(name, table)
-        return self._view(self._session.read.parquet(folder.resolve().as_uri()))
+        return self._view(self._parquet(folder))
 
     def drop(self, table: ibis.Table) -> None:
         self._session.catalog.dropTempView(table.get_name())
@@ -102,6 +107,11 @@ class SparkEngine(Engine):
     def to_utc(self, moment: ibis.Value, zone: str) -> ibis.Value:
         return builtin("to_utc_timestamp", "timestamp", moment, ibis.literal(zone))
 
+    def _parquet(self, *paths: Path) -> DataFrame:
+        # Spark takes a path for a glob.
+        escaped = (re.sub(r"([\\\[\]{}*?])", r"\\\1", str(path.resolve())) for path in paths)
+        return self._session.read.parquet(*(f"file://{path}" for path in escaped))
+
     def _view(self, frame: DataFrame) -> ibis.Table:
         self._n_views += 1
         name = f"recsys_view_{self._n_views}"
@@ -111,7 +121,7 @@ class SparkEngine(Engine):
     def _write(self, name: str, table: ibis.Table) -> Path:
         folder = self._scratch / f"{name}.parquet"
         frame: Any = self._session.sql(self._connection.compile(table))
-        frame.write.mode("overwrite").parquet(folder.resolve().as_uri())
+        frame.write.mode("overwrite").parquet(f"file://{folder.resolve()}")
         return folder
 
 
@@ -147,6 +157,7 @@ def open_spark(config: SparkConfig, scratch: Path, runtime: Runtime) -> Iterator
         MissingExtraError: pyspark is not installed.
     """
     try:
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException, PySparkRuntimeError
         from pyspark.sql import SparkSession
     except ImportError:
@@ -190,12 +201,14 @@ def open_spark(config: SparkConfig, scratch: Path, runtime: Runtime) -> Iterator
         ) from None
     try:
         session.sql(
-            "CREATE TEMPORARY FUNCTION recsys_from_hex(digits STRING) RETURNS STRING RETURN conv(digits, 16, 10)"
+            "CREATE OR REPLACE TEMPORARY FUNCTION recsys_from_hex(digits STRING) RETURNS STRING "
+            "RETURN conv(digits, 16, 10)"
         )
         yield SparkEngine(session, scratch)
-    except PySparkException as error:
+    except (PySparkException, Py4JError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip(" :")]
         raise InputError(
-            f"Spark could not do it: {str(error).splitlines()[0]}",
+            f"Spark could not do it: {' '.join(lines[:2])[:500]}",
             expected="files of one schema that Spark can read, in a folder that all its machines see",
             do='look at the message, or set ingest.engine = "duckdb"',
         ) from error
