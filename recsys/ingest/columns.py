@@ -122,7 +122,7 @@ def elected(votes: Mapping[str, int]) -> TimestampUnit:
 
 # What both engines read alike: a date, maybe a time of day, maybe a zone.
 _ISO_8601: Final = r"^\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?( ?(Z|UTC|[+-]\d{2}(:?\d{2})?))?$"
-_ZONE: Final = r"(Z|UTC|\d[+-]\d{2}(:?\d{2})?)$"
+_ZONE: Final = r"(Z|UTC|:\d{2}(\.\d{1,9})? ?[+-]\d{2}(:?\d{2})?)$"
 
 
 def as_micros(
