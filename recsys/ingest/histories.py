@@ -123,8 +123,6 @@ class Assembly:
             tied[1:] |= same
             tied[:-1] |= same
             column = self._settle(column, np.flatnonzero(tied), item_hash, names)
-        else:
-            names.skip(int(user[-1]))
         user, time = column[schema.USER_IDX], column[schema.TIMESTAMP]
 
         starts_user = np.empty(len(user), dtype=bool)
@@ -254,30 +252,24 @@ def whole_users(rows: Iterable[pa.RecordBatch], at_least: int = _EVENTS_AT_ONCE)
 
 
 class _Names:
-    """Hashes of the users' ids, read beside the events and no further than they have come."""
+    """Hashes of the users' ids, read beside the events, no further than they have come and held no longer."""
 
     def __init__(self, users: Iterable[pa.RecordBatch]) -> None:
         self._batches = iter(users)
-        self._first = 0  # user_idx of the first user held
-        self._held: list[Hashes] = []
-        self._until = 0
-
-    def skip(self, last_user: int) -> None:
-        """Let go of all users up to `last_user`."""
-        while self._until <= last_user:
-            self._first, self._held = self._until, []
-            self._until += next(self._batches).num_rows
+        self._held: list[pa.Array] = []
+        self._first = self._until = 0  # the users held
 
     def hashes(self, user: npt.NDArray[np.int32]) -> Hashes:
-        """The hash of each of these users, which stand in order."""
-        while self._until <= user[-1]:
-            batch = next(self._batches)
-            self._held.append(hash_ids(batch.column(schema.USER_ID)))
-            self._until += batch.num_rows
-        hashes = np.concatenate(self._held)
-        of_each = hashes[user - self._first]
-        self._held, self._first = [hashes[user[-1] - self._first :]], int(user[-1])
-        return of_each
+        """The hash of each of these users, which stand in order and not before those of the call before."""
+        first, last = int(user[0]), int(user[-1])
+        while self._until <= last:
+            ids = next(self._batches).column(schema.USER_ID)
+            self._held.append(ids)
+            self._until += len(ids)
+            while self._held and self._first + len(self._held[0]) <= first:
+                self._first += len(self._held.pop(0))
+        ids = pa.chunked_array(self._held).slice(first - self._first, last - first + 1)
+        return hash_ids(ids)[user - first]
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:

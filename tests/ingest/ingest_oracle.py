@@ -19,7 +19,8 @@ from recsys.runtime import Runtime
 Row = dict[str, Any]
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-DAY = 24 * 60 * MINUTE
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 START = 1_767_225_600  # 2026-01-01T00:00:00Z, in seconds
 
 
