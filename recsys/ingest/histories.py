@@ -206,7 +206,7 @@ class Assembly:
         # A session without a name is called by how many pauses came before it among its user's nameless events.
         user_row = np.cumsum(starts_user) - 1
         nameless = np.flatnonzero(~named)
-        label = column[SESSION_KEY].view(np.uint64).copy()
+        label = mix(column[SESSION_KEY].view(np.uint64))
         if len(nameless):
             own_time, own_user = time[nameless], user_row[nameless]
             pause = np.ones(len(nameless), dtype=np.int64)
