@@ -284,6 +284,47 @@ def evaluate(
 
 @app.command(
     epilog=_examples(
+        "recsys compare runs/before runs/after",
+        "recsys compare runs/* --metric ndcg --metric recall -k 20 --json",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Run folders; the first is compared with.")],
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="ndcg and recall by default. May be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Length of the lists; one of the runs' evaluate.ks.")] = 10,
+    model: Annotated[str, typer.Option(help="Whose figures: student, teacher or a baseline.")] = "student",
+    with_seen: Annotated[bool, typer.Option("--with-seen", help="Lists that may repeat items of the history.")] = False,
+    resamples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap and of the test.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per figure.")] = False,
+) -> None:
+    """Put runs side by side.
+
+    Each run's report has a value for every user; users are paired, differences have intervals, and a second test with a
+    correction for many comparisons gives the verdict.
+    """
+    from recsys.evaluation.compare import compare as put_side_by_side
+
+    found = put_side_by_side(
+        runs,
+        model=model,
+        metrics=metrics or ["ndcg", "recall"],
+        k=k,
+        seen_filtered=not with_seen,
+        n_resamples=resamples,
+    )
+    if as_json:
+        for row in found.to_rows():
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        for note in found.notes:
+            _say(f"! {note}")
+    else:
+        typer.echo(found.to_text())
+
+
+@app.command(
+    epilog=_examples(
         "recsys validate -c shop.toml",
         "RECSYS_DATA=/mnt/shop recsys validate -c shop.toml --set distill.epochs=3",
     )

@@ -317,3 +317,18 @@ def test_ingest_says_what_has_changed_since_the_run_before(shop: Path, tiny_toml
     second = recsys(*run, "--set", f"data={half}")
     assert second.returncode == 0
     assert re.search(r"^! .*events", second.stderr, re.MULTILINE), second.stderr
+
+
+def test_compare_puts_runs_side_by_side(finished: Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(finished.path, tmp_path / "again", symlinks=True))
+    done = recsys("compare", finished.path, other)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("undecided") == 2 and "+0.0000" in done.stdout
+    rows = [
+        json.loads(line) for line in recsys("compare", finished.path, other, "-k", "20", "--json").stdout.splitlines()
+    ]
+    assert [(row["metric"], row["k"], row["difference"]) for row in rows] == [
+        ("ndcg", 20, None), ("ndcg", 20, 0.0), ("recall", 20, None), ("recall", 20, 0.0),
+    ]  # fmt: skip
+    alone = recsys("compare", finished.path)
+    assert alone.returncode == 2 and "Traceback" not in alone.stderr
