@@ -282,6 +282,35 @@ def evaluate(
         typer.echo(f"open the report: {evaluated.folder('evaluate') / evaluated.report.html.name}")
 
 
+@app.command(epilog=_examples("recsys audit -c pipelines/sample.toml", "recsys audit -c shop.toml --json | jq .name"))
+def audit(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per check.")] = False,
+) -> None:
+    """Look for leaks in a run's dataset, and in its soft labels and lists where it has any.
+
+    Future events in training, targets inside features, events on both sides of a cut, ties in the order of ids, items
+    unknown at the time: each found or not found, with counts. Exit code 1 if there is a leak.
+    """
+    from recsys.api import Run
+    from recsys.evaluation import audit as auditing
+
+    run = Run(load_config(config, overrides or []).run_dir)
+    made = {stage: (run.folder(stage) / "manifest.json").exists() for stage in ("score", "recommend")}
+    findings = auditing.audit(
+        run.dataset,
+        soft_labels=run.soft_labels if made["score"] else None,
+        recommendations=run.recommendations if made["recommend"] else None,
+    )
+    if as_json:
+        for finding in findings:
+            typer.echo(json.dumps(asdict(finding), ensure_ascii=False, default=str))
+    else:
+        typer.echo(auditing.to_text(findings))
+    raise typer.Exit(auditing.exit_code(findings))
+
+
 @app.command(
     epilog=_examples(
         "recsys compare runs/before runs/after",

@@ -332,3 +332,25 @@ def test_compare_puts_runs_side_by_side(finished: Run, tmp_path: Path) -> None:
     ]  # fmt: skip
     alone = recsys("compare", finished.path)
     assert alone.returncode == 2 and "Traceback" not in alone.stderr
+
+
+def test_audit_finds_nothing_in_a_clean_run_and_a_planted_leak(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
+    clean = recsys("audit", "-c", tiny_toml)
+    assert clean.returncode == 0, clean.stderr
+    assert "LEAK" not in clean.stdout
+    folder = tmp_path / "run"
+    shutil.copytree(finished.dataset.path, folder / "dataset")
+    # All of training happens a month later than it did.
+    train = folder / "dataset" / "train.parquet"
+    table = pq.read_table(train)
+    later = [[time + 30 * 86_400_000_000 for time in row] for row in table["timestamp"].to_pylist()]
+    place = table.column_names.index("timestamp")
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(later, field.type)), train)
+    manifest = json.loads((folder / "dataset" / "manifest.json").read_text())
+    manifest["files"]["train.parquet"] = train.stat().st_size
+    (folder / "dataset" / "manifest.json").write_text(json.dumps(manifest))
+    leaking = recsys("audit", "-c", tiny_toml, "--set", f"run_dir={folder}", "--json")
+    assert leaking.returncode == 1 and not leaking.stderr, leaking.stderr
+    findings = {row["name"]: row for row in map(json.loads, leaking.stdout.splitlines())}
+    assert findings["training_after_cut"]["found"] and findings["training_after_cut"]["count"] > 0
