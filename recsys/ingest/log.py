@@ -44,6 +44,7 @@ MISSING_EVENT_TYPE: Final = "missing_event_type"
 QUANTITY: Final = "quantity"
 FOR_CATALOGUE: Final = "of_item_"  # prefix of the columns that a catalogue is made of where there is none
 
+_OWN_PREFIX: Final = "recsys_"
 _MONEY_LIMIT: Final = 9e14  # in money, so that its ten-thousandths fit an int64
 
 
@@ -137,6 +138,13 @@ def open_file(number: int, file: DataFile, source: EventSource, folder: Path) ->
     if file.format == "parquet":
         with reading(file.name), pq.ParquetFile(file.path) as parquet:
             columns, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        own = [name for name in columns.names if name.casefold().startswith(_OWN_PREFIX)]
+        if own:
+            raise InputError(
+                f"{file.name} has a column that cannot be used: {', '.join(own)}",
+                expected=f"no column whose name begins with {_OWN_PREFIX}: ingestion adds such columns itself",
+                do="rename the column",
+            )
         opened = LogFile(number, file, source, file.path, columns, n_rows, NOTHING_REJECTED)
     else:
         folder.mkdir(parents=True, exist_ok=True)

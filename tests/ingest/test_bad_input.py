@@ -169,9 +169,10 @@ def test_a_time_column_of_a_type_that_is_no_time(tmp_path: Path) -> None:
     assert "'timestamp' is of type boolean" in error.came
 
 
-def test_a_log_with_a_column_of_the_engine_s_own_name(tmp_path: Path) -> None:
-    error = refused(write(tmp_path, EVENTS | {"file_row_number": [1, 2, 3]}))
-    assert "events.parquet has a column that cannot be used" in error.came and "file_row_number" in error.came
+@pytest.mark.parametrize("name", ["file_row_number", "file_index", "recsys_row", "Recsys_Line", "recsys_file"])
+def test_a_log_with_a_column_of_the_engine_s_own_name(tmp_path: Path, name: str) -> None:
+    error = refused(write(tmp_path, EVENTS | {name: [1, 2, 3]}))
+    assert "events.parquet has a column that cannot be used" in error.came and name in error.came
 
 
 def test_a_full_disk_is_named_and_so_is_too_little_memory(tmp_path: Path) -> None:

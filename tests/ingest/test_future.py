@@ -34,6 +34,8 @@ def rows_between(first: int, last: int) -> st.SearchStrategy[Row]:
             "session_id": st.sampled_from(["s1", "s2", None]),
             "position": st.sampled_from([0, 1, None]),
             "name": st.sampled_from(["One", "Other", None]),
+            "price": st.sampled_from(["1.5", "2", "30", None]),
+            "category": st.sampled_from(["Home > Lamp", "Home > Sofa", "Garden", None]),
         }
     )
 

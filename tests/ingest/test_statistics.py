@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from recsys.ingest.dataset import PARTS
 from recsys.ingest.statistics import PRIOR_VIEWS, price_bands
 
 ITEMS: list[Row] = [{"item_id": item, "title": item} for item in ("apple", "pear", "plum", "unsold")]
+T1, T2 = (datetime.fromtimestamp(START + day * 86_400, UTC) for day in (10, 20))
 WEIGHTS = {"view": 1.0, "cart": 2.5, "purchase": 4.0}
 
 
@@ -71,6 +73,20 @@ def test_they_count_what_is_known_at_the_end_of_each_part(tmp_path: Path, protoc
             assert (row["first_seen"], row["last_seen"]) == (history[0][2], history[-1][2])
             span = (history[-1][2] - history[0][2]) / 1e6
             assert row["mean_gap"] == (pytest.approx(span / (len(history) - 1)) if len(history) > 1 else None)
+
+
+def test_revenue_is_that_of_purchases_known_by_then(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    rows = [row | {"value": f"{rng.randrange(10_000) / 100}"} for row in log(3)]
+    dataset = run(write_shop(tmp_path, rows, ITEMS), IngestConfig(train_until=T1, valid_until=T2))
+    for part, until in (("train", T1), ("valid", T2), ("test", datetime.max.replace(tzinfo=UTC))):
+        expected: Counter[str] = Counter()
+        for row in {tuple(sorted(row.items())) for row in rows}:  # a copy of a row counts once
+            each = dict(row)
+            if each["event_type"] == "purchase" and each["timestamp"] < until.timestamp():
+                expected[each["item_id"]] += round(float(each["value"]) * 100)
+        found_cents = [round(value * 100, 6) for value in dataset.item_statistics(part)["revenue"].to_pylist()]
+        assert found_cents == [expected[item["item_id"]] for item in ITEMS], part
 
 
 def test_a_shop_without_views_has_no_conversion(tmp_path: Path) -> None:
