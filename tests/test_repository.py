@@ -41,6 +41,7 @@ def test_what_the_page_on_data_shows_is_valid(tmp_path: Path) -> None:
     path.write_text(where + columns)
     config = load_config(path, env={}).ingest
     assert config.text.delimiter == ";" and config.event_types["refund"] == "cancel"
+    assert config.columns.user_id == "customer" and config.event_types["wishlist"] == "keep"
     path.write_text('data = "."\n' + sources)
     views, orders = load_config(path, env={}).ingest.event_sources()
     assert views.event_type == "view" and orders.columns.item_id == "article"

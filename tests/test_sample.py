@@ -125,14 +125,6 @@ def test_a_failed_write_leaves_the_earlier_shop(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
 
 
-def test_the_readmes_config_of_an_own_shop_is_valid(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "data" / "README.md").read_text()
-    (tmp_path / "shop.toml").write_text(readme.partition("```toml\n")[2].partition("```")[0])
-    config = load_config(tmp_path / "shop.toml", env={})
-    assert config.ingest.columns.user_id == "customer"
-    assert config.ingest.event_types["wishlist"] == "keep"
-
-
 def test_the_pipelines_as_of_is_the_default_shops_end() -> None:
     config = load_config(Path(__file__).parents[1] / "pipelines" / "sample.toml", env={})
     assert config.ingest.as_of == midnight(SampleConfig()).to_pydatetime()

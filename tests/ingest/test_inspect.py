@@ -438,5 +438,5 @@ def test_a_file_that_cannot_be_read_is_said(name: str, content: bytes, tmp_path:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="log"):
         inspect(tmp_path / name)
-    with pytest.raises(InputError, match="exist"):
+    with pytest.raises(InputError, match="is not there"):
         inspect(tmp_path / "other.csv")

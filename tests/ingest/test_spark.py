@@ -27,6 +27,9 @@ pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not instal
 if shutil.which("java") is None:
     pytest.skip("no Java, which Spark runs on", allow_module_level=True)
 
+# Ibis and pyspark call what pandas is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+
 # Two worker processes of one core each, as on a cluster.
 CLUSTER: dict[str, Any] = {
     "master": "local-cluster[2,1,1024]",
