@@ -107,8 +107,11 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
     match stage:
         case "ingest":
             from recsys.ingest.ingest import ingest
+            from recsys.ingest.report.report import write_data_report
 
-            return ingest(config.ingest, out, data=config.data, **options)
+            dataset = ingest(config.ingest, out, data=config.data, **options)
+            write_data_report(dataset, config.run_dir)
+            return dataset
         case "teach":
             from recsys.teacher.teach import teach
 

@@ -28,7 +28,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_all_engines_write_the_same_rows_and_counts(benchmark: ModuleType, tmp_path: Path) -> None:
     benchmark.one("generate", tmp_path, N_EVENTS)
     counts: list[dict[str, Any]] = [benchmark.one(engine, tmp_path, N_EVENTS)["counts"] for engine in benchmark.ENGINES]
-    assert counts[0] == counts[1] == counts[2]
+    assert all(each == counts[0] for each in counts)
     assert benchmark.one("compare", tmp_path, N_EVENTS) == {"differences": []}
     # Each fault and each kind of copy is there to be handled.
     assert len(counts[0]["quarantined"]) == 7

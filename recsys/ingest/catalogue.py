@@ -65,10 +65,11 @@ def read_catalogue(engine: Engine, files: Sequence[LogFile], config: IngestConfi
     order = [identified.title.isnull(), *(identified[name] for name in identified.columns if name != schema.ITEM_ID)]
     place = ibis.row_number().over(group_by=schema.ITEM_ID, order_by=order)
     items = identified.mutate(place=place).filter(lambda t: t.place == 0).drop("place")
+    n_rows, n_identified = count(rows), count(identified)
     counts = {
-        "rows_in": count(rows),
-        "missing_item_id": count(rows) - count(identified),
-        "merged": count(identified) - count(items),
+        "rows_in": n_rows,
+        "missing_item_id": n_rows - n_identified,
+        "merged": n_identified - count(identified.select(schema.ITEM_ID).distinct()),
     }
     items = items.mutate(part=ibis.literal(0, "int8"))
     return _number(engine, items, where, config, counts, from_events=False)
@@ -143,11 +144,14 @@ def _number(
             item_idx=ibis.cases((items.is_merchandise, index)).cast("int32"),
         ),
     )
+    kinds = items.group_by(["is_merchandise", "is_untitled", "is_nameless"]).aggregate(n=items.count())
+    found = kinds.to_pyarrow().to_pylist()
+    goods = [row for row in found if row["is_merchandise"]]
+    n_items = sum(row["n"] for row in goods)
     counts = counts | {
-        "non_merchandise": count(items.filter(~items.is_merchandise)),
-        "untitled": count(items.filter(items.is_merchandise & items.is_untitled)),
+        "non_merchandise": sum(row["n"] for row in found) - n_items,
+        "untitled": sum(row["n"] for row in goods if row["is_untitled"]),
     }
-    n_items = count(items.filter(items.is_merchandise))
     if not n_items:
         raise InputError(
             f"{where} has no item to recommend: {counts}",
@@ -155,7 +159,7 @@ def _number(
             do="check what wrote the file, and ingest.merchandise",
         )
     # What a log says of its items may be no more than a brand and a category; a catalogue is there to name them.
-    n_unnamed = count(items.filter(items.is_merchandise & items.is_nameless)) if from_events else counts["untitled"]
+    n_unnamed = sum(row["n"] for row in goods if row["is_nameless" if from_events else "is_untitled"])
     if n_unnamed == n_items:
         raise InputError(
             f"{where} is a catalogue without titles: {config.item_columns.title!r} is empty for all {n_items:,} items",

@@ -29,7 +29,6 @@ from recsys.ingest.histories import CONTENT, MONEY, SESSION_KEY, Assembly, Histo
 from recsys.ingest.log import AnyFile, Log, LogFile, event_types, find_log, open_log, read_log
 from recsys.ingest.profile import Profile
 from recsys.ingest.quarantine import read_raws, write_quarantine
-from recsys.ingest.report.report import write_data_report
 from recsys.ingest.sequences import write_parts
 from recsys.ingest.split import find_cuts, to_micros
 from recsys.ingest.staging import Fingerprints, StagedFile, Staging
@@ -47,8 +46,6 @@ def ingest(
     force: bool = False,
 ) -> Dataset:
     """Check a log against its catalogue, put bad rows aside, and write users, items, sequences and their split.
-
-    Beside the dataset stands the data report, which also tells what has changed since the run before.
 
     Args:
         config: what the files are called and how they are read.
@@ -79,9 +76,7 @@ def ingest(
             _Ingestion(engine, config, data, draft, runtime, staging).run()
     if fingerprints:
         fingerprints.save()
-    dataset = Dataset.open(out)
-    write_data_report(dataset, out.parent)
-    return dataset
+    return Dataset.open(out)
 
 
 def _inputs(config: IngestConfig, data: Path) -> Iterator[tuple[str, DataFile]]:

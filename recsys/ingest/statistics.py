@@ -62,7 +62,8 @@ class Statistics:
         self._weight = np.array([weights.get(name, 1.0) for name in event_types])
         n_items, n_parts = items.num_rows, len(PARTS)
         self._count = np.zeros((n_parts, n_items, len(self._types)), dtype=np.int32)
-        self._popularity = np.zeros((n_parts, len(self._days), n_items))
+        # By age: within the shortest window, beyond it but within the next one, …, beyond all.
+        self._popularity = np.zeros((n_parts, len(self._days) + 1, n_items))
         self._first = np.full((n_parts, n_items), _NEVER)
         self._last = np.full((n_parts, n_items), -_NEVER)
         self._revenue = np.zeros((n_parts, n_items), dtype=np.int64)
@@ -93,16 +94,18 @@ class Statistics:
             np.add.at(self._revenue.ravel(), cell[bought], histories.money[bought])
         weight = self._weight[kind]
         for known, moment in enumerate(self._cuts.moments):
-            recent = np.flatnonzero((time >= moment - max(self._days) * _DAY) & (part <= known))
-            for window, days in enumerate(self._days):
-                inside = recent[time[recent] >= moment - days * _DAY]
-                np.add.at(self._popularity[known, window], item[inside], weight[inside])
+            inside = slice(None) if known == len(PARTS) - 1 else np.flatnonzero(part <= known)
+            age = np.zeros(len(time[inside]), dtype=np.int64)
+            for days in sorted(self._days):
+                age += time[inside] < moment - days * _DAY
+            np.add.at(self._popularity[known].ravel(), age * self._items.num_rows + item[inside], weight[inside])
 
     def write_items(self, folder: Path) -> None:
         """Write the tables of items, when all histories have passed by."""
         count, revenue = np.cumsum(self._count, axis=0), np.cumsum(self._revenue, axis=0)
         first = np.minimum.accumulate(self._first, axis=0)
         last = np.maximum.accumulate(self._last, axis=0)
+        popularity = np.cumsum(self._popularity, axis=1)
         table = item_schema(self._types, self._days)
         for number, part in enumerate(PARTS):
             n = self._n_known[number]
@@ -111,7 +114,7 @@ class Statistics:
                 schema.ITEM_IDX: self._items[schema.ITEM_IDX][:n],
                 **{f"n_{name}": count[number, :n, code] for code, name in enumerate(self._types)},
                 "popularity": count[number, :n] @ self._weight,
-                **{_window(days): self._popularity[number, place, :n] for place, days in enumerate(self._days)},
+                **{_window(days): popularity[number, sorted(self._days).index(days), :n] for days in self._days},
                 "conversion": conversion(count[number, :n]),
                 "revenue": revenue[number, :n] / 10_000,
                 "first_seen": pa.array(first[number, :n], mask=unseen),

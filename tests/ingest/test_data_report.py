@@ -6,11 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
-from ingest_oracle import run, write_shop
+from ingest_oracle import run as ingested
+from ingest_oracle import write_shop
 from test_ingest import ITEMS, LEAVE_ONE_OUT, good_log
 
+from recsys.ingest.config import IngestConfig
+from recsys.ingest.dataset import Dataset
 from recsys.ingest.report import report as module
 from recsys.ingest.report.report import write_data_report
+
+
+def run(shop: Path, config: IngestConfig) -> Dataset:
+    """Ingest, and report on it."""
+    dataset = ingested(shop, config)
+    write_data_report(dataset, shop / "run")
+    return dataset
 
 
 def test_it_compares_with_the_run_before_and_only_once(tmp_path: Path) -> None:
