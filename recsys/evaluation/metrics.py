@@ -7,7 +7,9 @@ target has no value: NaN, to be left out of a mean.
 
 Relevance is binary. On the definitions below see Herlocker et al., "Evaluating Collaborative Filtering Recommender
 Systems" (TOIS 2004) and Tamm et al., "Quality Metrics in Recommender Systems: Do We Calculate Metrics Consistently?"
-(RecSys 2021), which counts how far libraries diverge under one name.
+(RecSys 2021), which counts how far libraries diverge under one name. Every metric here equals that of ir-measures which
+its docstring names, that is trec_eval's (MRR: MS MARCO's); `benchmarks/evaluation.py --definitions` shows what
+other libraries say of the same lists.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ class Metric(ABC):
 class Recall(Metric):
     """Share of the user's targets among the first k: |hits in the first k| / |targets|.
 
-    The denominator is the number of targets even where it exceeds k, as in trec_eval (`recall_k`). Some libraries
-    divide by min(k, |targets|) instead, which reads higher.
+    ir-measures' `R@k`, trec_eval's `recall_k`: the denominator is the number of targets even where it exceeds k. So do
+    RecTools, RecBole and RePlay. Some papers divide by min(k, |targets|) instead (Liang et al., WWW 2018), which reads
+    higher; RecTools has it as `Precision(r_precision=True)`.
     """
 
     name = "recall"
@@ -74,9 +77,10 @@ class Recall(Metric):
 
 
 class HitRate(Metric):
-    """1 if at least one target is among the first k, else 0 (trec_eval's `success_k`).
+    """1 if at least one target is among the first k, else 0.
 
-    With one target per user it equals recall.
+    ir-measures' `Success@k`, trec_eval's `success_k`; the same in RecTools, RecBole and RePlay. With one target per
+    user it equals recall.
     """
 
     name = "hit_rate"
@@ -92,8 +96,9 @@ class NDCG(Metric):
     """Normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002), binary gains.
 
     DCG@k = Σ over hits at rank r ≤ k of 1 / log2(r + 1); NDCG@k = DCG@k / the DCG of a list that starts with
-    min(k, |targets|) hits. trec_eval's `ndcg_cut_k`. Libraries that divide by the ideal of k hits whatever the number
-    of targets read several times lower.
+    min(k, |targets|) hits. ir-measures' `nDCG@k`, trec_eval's `ndcg_cut_k`; the same in RecBole and RePlay. RecTools
+    divides by the ideal of k hits whatever the number of targets, which reads several times lower, unless it is asked
+    with `divide_by_achievable=True`.
     """
 
     name = "ndcg"
@@ -112,7 +117,10 @@ class NDCG(Metric):
 
 
 class MRR(Metric):
-    """Reciprocal rank of the first hit, 0 if it is not among the first k (Voorhees, TREC-8 1999, cut at k)."""
+    """Reciprocal rank of the first hit, 0 if it is not among the first k (Voorhees, TREC-8 1999, cut at k).
+
+    ir-measures' `RR@k`; the same in RecTools, RecBole and RePlay.
+    """
 
     name = "mrr"
     title = "MRR"
@@ -124,7 +132,44 @@ class MRR(Metric):
         return reciprocal
 
 
-METRICS: Final[tuple[type[Metric], ...]] = (Recall, NDCG, HitRate, MRR)
+class Precision(Metric):
+    """Share of the first k ranks that are hits: |hits in the first k| / k.
+
+    ir-measures' `P@k`, trec_eval's `P_k`: the denominator is k even where the list ends early, so a short list gains
+    nothing. So do RecTools, RecBole and RePlay; rs_metrics divides by the length of the list.
+    """
+
+    name = "precision"
+    title = "Precision"
+    definition = "share of the first k ranks that hold a target, averaged over users; ranks without an item count"
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        found: Counts = hits.sum(axis=1)
+        return found / self.k
+
+
+class MAP(Metric):
+    """Mean average precision, cut at k: Σ over hits at rank r ≤ k of precision@r / |targets|, averaged over users.
+
+    ir-measures' `AP@k`, trec_eval's `map_cut_k` (Buckley and Voorhees, SIGIR 2000): the denominator is the number of
+    targets even where it exceeds k. So does RecTools unless it is asked with `divide_by_k=True`. RecBole and RePlay
+    divide by min(k, |targets|), which reads higher for users with more targets than k and the same for all others.
+    """
+
+    name = "map"
+    title = "MAP"
+    definition = (
+        "every target among the first k earns the precision of the list down to it, divided by this user's number of"
+        " targets, averaged over users"
+    )
+
+    def _values(self, hits: Bools, n_targets: Counts) -> Values:
+        rank = np.arange(1, hits.shape[1] + 1)
+        earned: Values = np.where(hits, np.cumsum(hits, axis=1) / rank, 0.0).sum(axis=1)
+        return earned / n_targets
+
+
+METRICS: Final[tuple[type[Metric], ...]] = (Recall, NDCG, HitRate, MRR, Precision, MAP)
 
 
 def metrics_at(ks: Iterable[int]) -> list[Metric]:
