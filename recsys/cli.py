@@ -24,6 +24,7 @@ from recsys.sample.config import SampleConfig
 
 if TYPE_CHECKING:
     from recsys.api import Run
+    from recsys.config import PipelineConfig
 
 app = typer.Typer(
     name="recsys",
@@ -262,6 +263,7 @@ _stage_command(
     epilog=_examples(
         "recsys evaluate -c pipelines/sample.toml",
         "recsys evaluate -c pipelines/sample.toml --json | grep ndcg",
+        "recsys evaluate -c pipelines/sample.toml --recs lists_of_another_system.parquet",
     )
 )
 def evaluate(
@@ -269,17 +271,53 @@ def evaluate(
     overrides: SetOption = None,
     force: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per figure to stdout.")] = False,
+    recs: Annotated[
+        Path | None,
+        typer.Option(help="Measure these lists instead: Parquet with user_id, item_id and rank or score."),
+    ] = None,
+    with_seen: Annotated[
+        bool, typer.Option("--with-seen", help="With --recs: keep items of the history in lists and targets.")
+    ] = False,
 ) -> None:
     """Measure all models and write the report.
 
-    Student, teacher and baselines rank the whole catalogue for the users of the test part.
+    Student, teacher and baselines rank the whole catalogue for the users of the test part. With --recs, lists of any
+    system are measured on the same users and targets; nothing is written.
     """
+    if recs is not None:
+        _evaluate_lists(recs, load_config(config, overrides or []), seen_filtered=not with_seen, as_json=as_json)
+        return
     evaluated = _run_stage("evaluate", config, overrides, force=force)
     if as_json:
         for row in evaluated.report.rows:
             typer.echo(json.dumps(asdict(row), ensure_ascii=False))
     else:
         typer.echo(f"open the report: {evaluated.folder('evaluate') / evaluated.report.html.name}")
+
+
+def _evaluate_lists(path: Path, config: PipelineConfig, *, seen_filtered: bool, as_json: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from recsys.api import Run
+    from recsys.errors import InputError
+    from recsys.evaluation.lists import score_lists
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            expected="a table of user_id, item_id and rank or score",
+            do="correct --recs",
+        ) from None
+    dataset = Run(config.run_dir).dataset
+    scores = score_lists(table, dataset, ks=config.evaluate.ks, seen_filtered=seen_filtered)
+    said = {"protocol": dataset.protocol, "seen_filtered": seen_filtered, "users": scores.counts["users"]}
+    for name, value in scores.means.items():
+        typer.echo(json.dumps({"metric": name, "value": value} | said) if as_json else f"{name:<18}{value:.4f}")
+    for name, count in scores.counts.items():
+        _say(f"{name.replace('_', ' ')} {count:,}")
 
 
 @app.command(epilog=_examples("recsys audit -c pipelines/sample.toml", "recsys audit -c shop.toml --json | jq .name"))

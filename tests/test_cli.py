@@ -115,7 +115,7 @@ def test_evaluate_json_prints_the_figures(finished: Run, tiny_toml: Path) -> Non
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     keys = {"model", "protocol", "seen_filtered", "metric", "k", "value", "low", "high"}
     assert all(row.keys() >= keys for row in rows)
-    assert {row["metric"] for row in rows} == {"recall", "ndcg", "hit_rate", "mrr"}
+    assert {row["metric"] for row in rows} == {"recall", "ndcg", "hit_rate", "mrr", "precision", "map"}
     assert {row["seen_filtered"] for row in rows} == {True, False}
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     assert len(rows) == len(finished.report.rows)
@@ -354,3 +354,33 @@ def test_audit_finds_nothing_in_a_clean_run_and_a_planted_leak(finished: Run, ti
     assert leaking.returncode == 1 and not leaking.stderr, leaking.stderr
     findings = {row["name"]: row for row in map(json.loads, leaking.stdout.splitlines())}
     assert findings["training_after_cut"]["found"] and findings["training_after_cut"]["count"] > 0
+
+
+def test_evaluate_measures_the_lists_of_any_system(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
+    """Lists that hold the targets and nothing else are perfect; one user without a list costs its share."""
+    dataset = finished.dataset
+    cases = dataset.cases("test")
+    users = cases.user_idx.repeat(cases.targets.lengths)
+    rows = pa.table(
+        {
+            "user_id": dataset.users["user_id"].take(pa.array(users)),
+            "item_id": dataset.items["item_id"].take(pa.array(cases.targets.values)),
+            "score": [1.0] * len(users),
+        }
+    )
+    lists = tmp_path / "lists.parquet"
+    pq.write_table(rows, lists)
+    asked = ["evaluate", "-c", tiny_toml, "--recs", lists, "--with-seen"]
+    perfect = recsys(*asked, "--json")
+    assert perfect.returncode == 0, perfect.stderr
+    found = {row["metric"]: row for row in map(json.loads, perfect.stdout.splitlines())}
+    assert found["ndcg_at_100"]["value"] == pytest.approx(1) and found["ndcg_at_100"]["seen_filtered"] is False
+    assert found["ndcg_at_100"]["users"] == len(cases) and "users without list 0" in perfect.stderr
+    first = rows["user_id"][0].as_py()
+    pq.write_table(rows.filter(pc.not_equal(rows["user_id"], first)), lists)
+    one_less = recsys(*asked)
+    share = f"{1 - 1 / len(cases):.4f}"
+    assert re.search(rf"^hit_rate_at_100 +{share}$", one_less.stdout, re.MULTILINE), one_less.stdout
+    pq.write_table(rows.drop_columns(["score"]), lists)
+    bad = recsys(*asked)
+    assert bad.returncode == 2 and "rank" in bad.stderr and "Traceback" not in bad.stderr
