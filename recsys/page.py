@@ -47,7 +47,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .figures { width: 100%; }
 th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
-th { font-weight: 600; font-size: .9rem; }
+th { font-weight: 600; font-size: .9rem; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
   white-space: normal; }
 tr.ours td { font-weight: 600; } tr.ours td small { font-weight: 400; }
@@ -57,6 +57,12 @@ td small { display: block; font-size: .75rem; }
 details { border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; padding: 0 .9rem; }
 summary { cursor: pointer; padding: .55rem 0; font-weight: 600; }
 pre { background: var(--panel); padding: .75rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; }
+.lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 1.5rem;
+  margin-bottom: .5rem; }
+.lists h4 { font-size: .9rem; margin: .5rem 0 .2rem; }
+.lists ul, .lists ol { margin: 0 0 .5rem; padding-left: 1.6rem; font-size: .86rem; line-height: 1.4; }
+.lists li { margin: .15rem 0; overflow-wrap: anywhere; }
+.hit { background: #d9f0e8; color: #00513b; font-weight: 600; border-radius: 3px; padding: 0 .25rem; }
 code { overflow-wrap: anywhere; }
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: .1rem 0 0; max-width: 46rem; }
 @media (max-width: 600px) {

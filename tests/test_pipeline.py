@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from recsys.api import Run, open_run
 from recsys.artifacts import MANIFEST, hash_file
 from recsys.config import STAGES, PipelineConfig, load_config
 from recsys.errors import InputError
+from recsys.evaluation.report import PAGE_FILE
 
 
 def copy_of(finished: Run, folder: Path) -> Path:
@@ -34,6 +36,11 @@ def content(run_dir: Path) -> dict[str, object]:
             place = f"{name}/{file.relative_to(folder)}"
             if file.name == MANIFEST:
                 found[place] = timeless(json.loads(file.read_text()))
+            elif file.name == PAGE_FILE:  # it tells how long each model took
+                cost = re.compile(r'<section id="cost">.*?</section>', re.DOTALL)
+                text, n_sections = cost.subn("", file.read_text())
+                assert n_sections == 1
+                found[place] = text
             elif "tensorboard" not in file.parts:  # its files are named after the time
                 found[place] = hash_file(file)
     return found

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MetricName = Literal["recall", "ndcg", "hit_rate", "mrr"]
+MetricName = Literal["recall", "ndcg", "hit_rate", "mrr", "precision", "map"]
 
 
 class EvaluateConfig(BaseModel):
@@ -21,6 +21,16 @@ class EvaluateConfig(BaseModel):
     primary_k: int = Field(10, description="list length of the report's verdict; one of ks", ge=1)
     primary_seen_filtered: bool = Field(
         True, description="whether the verdict is about lists without items that the user has already seen"
+    )
+    targets: Literal["all", "next"] = Field(
+        "all",
+        description="what a user is asked about: all items that follow in the test part, or only the next one (the "
+        "item of the first event); with leave-one-out there is only one",
+    )
+    repurchases: bool = Field(
+        False,
+        description="where seen items are filtered, keep those that the user has bought before, in the lists and among "
+        "the targets: for shops whose goods are bought again",
     )
     max_users: int = Field(100_000, description="a larger test part is measured on so many users, drawn by seed", ge=1)
 
@@ -45,8 +55,33 @@ class EvaluateConfig(BaseModel):
         ge=0,
     )
 
+    user_segments: tuple[int, int, int] = Field(
+        (1, 5, 20),
+        description="with how many training events a user counts as light, regular and heavy; with fewer as new. "
+        "Five is what public 5-core data start at, twenty the least of MovieLens",
+    )
+    head_share: float = Field(
+        0.5,
+        description="targets by popularity: the head are the most popular items that hold this share of the training "
+        "events, the tail the others with an event; an item without one is cold",
+        gt=0,
+        lt=1,
+    )
+    top_categories: int = Field(10, description="top-level categories of the targets with figures of their own", ge=1)
+    examples: int = Field(10, description="users whose histories and lists stand in the report, drawn by seed", ge=0)
+
     n_bootstrap: int = Field(1000, description="bootstrap resamples of the users behind every interval", ge=100)
+    n_permutations: int = Field(
+        9_999, description="random signs of the test behind the p-values of the verdict's comparisons", ge=99
+    )
     confidence: float = Field(0.95, description="confidence of the intervals", gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _check_user_segments(self) -> Self:
+        light, regular, heavy = self.user_segments
+        if not 1 <= light < regular < heavy:
+            raise ValueError(f"user_segments = {list(self.user_segments)} must ascend without repetition, from 1 on")
+        return self
 
     @model_validator(mode="after")
     def _check_ks(self) -> Self:

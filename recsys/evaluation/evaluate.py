@@ -18,34 +18,69 @@ from recsys import schema
 from recsys.artifacts import Draft, Recipe, write_json
 from recsys.errors import InputError
 from recsys.evaluation.baselines import ItemKNN, MostPopular, OrderedItemKNN
+from recsys.evaluation.beyond import (
+    CategoryDiversity,
+    ColdShare,
+    Exposure,
+    ListProperty,
+    Novelty,
+    Popularity,
+    ValueRecall,
+    category_codes,
+    popularity_lift,
+)
 from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.lists import hits_of
 from recsys.evaluation.metrics import Metric, metrics_at
 from recsys.evaluation.page import render
-from recsys.evaluation.ranking import Scorer, rank
+from recsys.evaluation.ranking import RankedBlock, Scorer, Scores, rank, tie_keys, top_k
 from recsys.evaluation.report import (
+    EXAMPLES_FILE,
     METRICS_FILE,
+    NOT_BASELINES,
     PAGE_FILE,
     USERS_FILE,
+    BeyondRow,
     CoverageRow,
     DifferenceRow,
+    Example,
+    Figures,
     MetricRow,
     Report,
+    SegmentGainRow,
+    SegmentRow,
+    Shown,
     UserSet,
 )
 from recsys.evaluation.scorers import Fitted, PairScorer, StudentScorer, TeacherScorer, TwoTower
-from recsys.evaluation.significance import percentile_interval, resampled_means
+from recsys.evaluation.segments import (
+    Members,
+    Segmentation,
+    category_segments,
+    history_blocks,
+    intervals,
+    not_again,
+    popularity_segments,
+    summarise_segments,
+    unseen_targets,
+    user_segments,
+)
+from recsys.evaluation.significance import holm, randomization_p_values
 from recsys.evidence import Cooccurrence
-from recsys.ingest.dataset import Cases, Dataset, Ragged
+from recsys.ingest.dataset import Cases, Dataset, Ragged, Sequences
 from recsys.runtime import Runtime
 
 Values = npt.NDArray[np.float64]
 
 COVERAGE_K: Final = 10
+# Events before the question that make a user worth looking at, and how many of them are shown.
+EXAMPLE_LEAST: Final = 3
+EXAMPLE_HISTORY: Final = 8
 # Users whose candidates the teacher reads between two steps of the progress bar.
 TEACHER_BLOCK: Final = 32
 
 # Streams of random numbers under the run's seed: what one draws changes nothing for the others.
-_USERS, _TEACHER_USERS, _BOOTSTRAP = range(3)
+_USERS, _TEACHER_USERS, _BOOTSTRAP, _SEGMENTS, _EXAMPLES, _PERMUTATIONS = range(6)
 
 
 def evaluate(
@@ -115,15 +150,36 @@ class Measured:
         metrics: the columns of the values.
         values: per model and rule for seen items, [n_cases, n_metrics]; NaN where the user was not asked (the
             teacher's sample) or has no target left.
-        coverage: per model and rule, the share of the catalogue in the first `COVERAGE_K`.
+        exposure: per model and rule, what the first `COVERAGE_K` showed.
+        properties: what lists are like, the columns of `property_values`.
+        property_values: per model and rule, [n_cases, n_properties + 1]: the last is the recall in money; NaN where
+            there is no value.
+        value: the recall in money.
+        chosen: how popular the users' own choices were, [n_cases].
         timings: per model, seconds of its fit and of its ranking under both rules, and how many users it ranked for.
+        segment_metrics: the columns of the values by segment.
+        members: per rule, who stands in which segment, one entry for each segmentation.
+        segment_values: per model that answered everybody and rule, [n_members, n_segment_metrics] of each `members`.
+        targets: per rule, the targets that count, [n_cases] rows.
+        examples: the cases to show, ascending.
+        lists: per model, its first items under the rule of the verdict, [n_examples, primary_k]; −1 for none.
     """
 
     cases: Cases
     metrics: list[Metric]
+    segment_metrics: list[Metric]
+    properties: list[ListProperty]
+    value: ValueRecall
+    chosen: Values
+    targets: dict[bool, Ragged]
+    members: dict[bool, list[Members]]
+    examples: npt.NDArray[np.int64]
     values: dict[tuple[str, bool], Values] = field(default_factory=dict)
-    coverage: dict[tuple[str, bool], float] = field(default_factory=dict)
+    segment_values: dict[tuple[str, bool], list[Values]] = field(default_factory=dict)
+    property_values: dict[tuple[str, bool], Values] = field(default_factory=dict)
+    exposure: dict[tuple[str, bool], Exposure] = field(default_factory=dict)
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
+    lists: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
 
 def _measure(
@@ -136,14 +192,24 @@ def _measure(
 ) -> Measured:
     runtime.torch_device()  # sets the threads
     cases = _select(cases, _sample(len(cases), config.max_users, np.random.default_rng([runtime.seed, _USERS])))
-    measured = Measured(cases, metrics_at(config.ks))
+    if config.targets == "next":
+        # A row of targets begins with the item of the first event.
+        cases = Cases(
+            cases.user_idx,
+            cases.history_end,
+            Ragged(np.arange(len(cases) + 1), cases.targets.values[cases.targets.offsets[:-1]]),
+        )
     everybody = np.arange(len(cases))
+    sample = everybody
+    if teacher is not None and config.teacher_users:
+        sample = _sample(len(cases), config.teacher_users, np.random.default_rng([runtime.seed, _TEACHER_USERS]))
+    measured = _prepare(dataset, cases, sample, config, runtime)
     scorers: dict[str, Scorer] = {}
     started = time.perf_counter()
     for scorer in _scorers(dataset, student, config, runtime):
         fitted = time.perf_counter() - started
         scorers[scorer.name] = scorer
-        _add(measured, scorer, dataset, everybody, fitted, runtime)
+        _add(measured, scorer, dataset, everybody, fitted, config, runtime)
         started = time.perf_counter()
     if teacher is not None and config.teacher_users:
         reranker = TeacherScorer(
@@ -153,9 +219,55 @@ def _measure(
             n_items=dataset.n_items,
             runtime=runtime,
         )
-        sample = _sample(len(cases), config.teacher_users, np.random.default_rng([runtime.seed, _TEACHER_USERS]))
-        _add(measured, reranker, dataset, sample, 0.0, runtime, block=TEACHER_BLOCK)
+        _add(measured, reranker, dataset, sample, 0.0, config, runtime, block=TEACHER_BLOCK)
     return measured
+
+
+def _prepare(
+    dataset: Dataset, cases: Cases, sample: npt.NDArray[np.int64], config: EvaluateConfig, runtime: Runtime
+) -> Measured:
+    """What is the same for all models: who stands in which segment, and who is shown."""
+    second = "recall" if config.primary_metric != "recall" else "ndcg"
+    by_segment = [metric for metric in metrics_at([config.primary_k]) if metric.name in (config.primary_metric, second)]
+    targets = {
+        True: unseen_targets(dataset, cases, repurchases=config.repurchases),
+        False: cases.targets,
+    }
+    counts = np.bincount(dataset.train.item_idx, minlength=dataset.n_items)
+    popularity = Popularity(COVERAGE_K, counts)
+    chosen = np.empty(len(cases))
+    for rows, histories in history_blocks(dataset, cases):
+        chosen[rows] = popularity.of_histories(histories)
+    of = _segmentations(dataset, counts, config)
+    # Those whom the teacher answers too, if there is one, and who can be hit.
+    hittable = targets[config.primary_seen_filtered].lengths[sample] > 0
+    known = sample[(cases.history_end[sample] >= EXAMPLE_LEAST) & hittable]
+    place = _sample(len(known), config.examples, np.random.default_rng([runtime.seed, _EXAMPLES]))
+    return Measured(
+        cases,
+        metrics_at(config.ks),
+        by_segment,
+        [
+            popularity,
+            Novelty(COVERAGE_K, counts),
+            ColdShare(COVERAGE_K, counts),
+            CategoryDiversity(COVERAGE_K, category_codes(dataset.items["category"])),
+        ],
+        ValueRecall(COVERAGE_K, np.maximum(dataset.items["price"].to_numpy().astype(np.float64), 0)),
+        chosen,
+        targets,
+        {rule: [Members.find(each, cases.user_idx, targets[rule]) for each in of] for rule in targets},
+        known[place],
+    )
+
+
+def _segmentations(dataset: Dataset, items: npt.NDArray[np.int64], config: EvaluateConfig) -> list[Segmentation]:
+    category = category_segments(dataset.items["category"], items, most=config.top_categories)
+    return [
+        user_segments(dataset.split.train_end, config.user_segments),
+        popularity_segments(items, config.head_share),
+        *([category] if category else []),
+    ]
 
 
 def _scorers(dataset: Dataset, student: TwoTower, config: EvaluateConfig, runtime: Runtime) -> Iterator[Scorer]:
@@ -175,25 +287,90 @@ def _add(
     dataset: Dataset,
     sample: npt.NDArray[np.int64],
     fitted: float,
+    config: EvaluateConfig,
     runtime: Runtime,
     block: int | None = None,
 ) -> None:
     """Rank for the sampled cases and put down what came of it."""
     started = time.perf_counter()
     cases = _select(measured.cases, sample)
+    by_segment = len(sample) == len(measured.cases)
+    unseen = measured.targets[True].select(sample) if config.repurchases else None
     k = max(COVERAGE_K, *(metric.k for metric in measured.metrics))
-    shown = {rule: np.zeros(dataset.n_items, dtype=np.bool_) for rule in (True, False)}
-    for rule in shown:
-        measured.values[scorer.name, rule] = np.full((len(measured.cases), len(measured.metrics)), np.nan)
-    for ranked in rank(scorer, dataset, cases, k=k, runtime=runtime, block=block):
+    lists = np.full((len(measured.examples), config.primary_k), -1, dtype=np.int32)
+    targets = {rule: measured.targets[rule].select(sample) for rule in (True, False)}
+    n_cases = len(measured.cases)
+    for rule in targets:
+        measured.exposure[scorer.name, rule] = Exposure(dataset.n_items, COVERAGE_K)
+        measured.property_values[scorer.name, rule] = np.full((n_cases, len(measured.properties) + 1), np.nan)
+        measured.values[scorer.name, rule] = np.full((n_cases, len(measured.metrics)), np.nan)
+        if by_segment:
+            measured.segment_values[scorer.name, rule] = [
+                np.empty((len(members.case), len(measured.segment_metrics))) for members in measured.members[rule]
+            ]
+    for ranked in _rank(scorer, dataset, cases, unseen, k=k, runtime=runtime, block=block):
+        rule = ranked.seen_filtered
         values = np.column_stack([metric(ranked.hits, ranked.n_targets) for metric in measured.metrics])
-        measured.values[scorer.name, ranked.seen_filtered][sample[ranked.rows]] = values
-        first = ranked.items[:, :COVERAGE_K]
-        shown[ranked.seen_filtered][first[first >= 0]] = True
-    for rule, items in shown.items():
-        measured.coverage[scorer.name, rule] = float(items.mean())
+        measured.values[scorer.name, rule][sample[ranked.rows]] = values
+        if by_segment:
+            for members, found in zip(measured.members[rule], measured.segment_values[scorer.name, rule], strict=True):
+                place, of = members.values(ranked, measured.segment_metrics)
+                found[place] = of
+        measured.exposure[scorer.name, rule].add(ranked.items)
+        of_block = targets[rule].select(np.arange(ranked.rows.start, ranked.rows.stop))
+        measured.property_values[scorer.name, rule][sample[ranked.rows]] = np.column_stack(
+            [*(each(ranked.items) for each in measured.properties), measured.value(ranked.items, of_block)]
+        )
+        if rule == config.primary_seen_filtered:
+            _, row, example = np.intersect1d(sample[ranked.rows], measured.examples, return_indices=True)
+            lists[example] = ranked.items[row, : config.primary_k]
+    measured.lists[scorer.name] = lists
     seconds = time.perf_counter() - started
     measured.timings[scorer.name] = {"fit": round(fitted, 3), "rank": round(seconds, 3), "users": len(sample)}
+
+
+def _rank(
+    scorer: Scorer,
+    dataset: Dataset,
+    cases: Cases,
+    unseen: Ragged | None,
+    *,
+    k: int,
+    runtime: Runtime,
+    block: int | None,
+) -> Iterator[RankedBlock]:
+    """As `rank`; with repurchases, what may be recommended again (see `not_again`) stays in the filtered lists.
+
+    `unseen`: with repurchases the targets that count, [n_cases] rows; else None.
+    """
+    if unseen is None:
+        yield from rank(scorer, dataset, cases, k=k, runtime=runtime, block=block)
+        return
+    remembered = _Remembered(scorer)
+    for ranked in rank(remembered, dataset, cases, k=k, runtime=runtime, block=block):
+        if not ranked.seen_filtered:
+            yield ranked
+            continue
+        scores, histories = remembered.scores, remembered.histories
+        gone = not_again(histories, dataset.n_items, repurchases=True)
+        scores[np.repeat(np.arange(len(histories)), histories.lengths)[gone], histories.item_idx[gone]] = -np.inf
+        items = top_k(scores, k, tie_keys(cases.user_idx[ranked.rows], runtime.seed))
+        targets = unseen.select(np.arange(ranked.rows.start, ranked.rows.stop))
+        yield RankedBlock(ranked.rows, True, items, hits_of(items, targets), targets.lengths)
+
+
+class _Remembered:
+    """A scorer whose last answer can be looked at again."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name = scorer, scorer.name
+        self.scores: Scores
+        self.histories: Sequences
+
+    def score(self, histories: Sequences) -> Scores:
+        scores = self.scorer.score(histories)
+        self.scores, self.histories = scores.copy(), histories
+        return scores
 
 
 def summarise(
@@ -218,38 +395,146 @@ def summarise(
             n_users = int(asked.sum())
             if not n_users:
                 continue
-            # [n_users, n_models · n_metrics]: side by side, all models are resampled on the same users.
-            columns = np.concatenate([values[model][asked] for model in models], axis=1)
-            rng = np.random.default_rng([seed, _BOOTSTRAP])
-            samples = resampled_means(columns, n_resamples=config.n_bootstrap, rng=rng)
-            means = columns.mean(axis=0).reshape(len(models), -1)
-            samples = samples.reshape(len(samples), *means.shape)
-            low, high = percentile_interval(samples, config.confidence)
-            gain = means[:1] - means
-            gain_low, gain_high = percentile_interval(samples[:, :1] - samples, config.confidence)
+            mean, gain = intervals(
+                [values[model][asked] for model in models],
+                n_resamples=config.n_bootstrap,
+                confidence=config.confidence,
+                rng=np.random.default_rng([seed, _BOOTSTRAP]),
+            )
+            p_values = _p_values(measured, {model: values[model][asked] for model in models}, config, seed)
             for (m, model), (j, metric) in product(enumerate(models), enumerate(measured.metrics)):
-                value = float(means[m, j]), float(low[m, j]), float(high[m, j])
-                rows.append(
-                    MetricRow(
-                        model, protocol, seen_filtered, metric.name, metric.k, *value, n_users=n_users, users=users
-                    )
-                )
+                about = protocol, seen_filtered, metric.name, metric.k
+                rows.append(MetricRow(model, *about, *mean.at(m, j), n_users=n_users, users=users))
                 if m:
-                    value = float(gain[m, j]), float(gain_low[m, j]), float(gain_high[m, j])
+                    p_value, p_holm = p_values.get((model, metric), (None, None))
                     differences.append(
                         DifferenceRow(
                             models[0],
                             model,
-                            protocol,
-                            seen_filtered,
-                            metric.name,
-                            metric.k,
-                            *value,
+                            *about,
+                            *gain.at(m, j),
                             n_users=n_users,
                             users=users,
+                            p_value=p_value,
+                            p_holm=p_holm,
                         )
                     )
     return rows, differences
+
+
+def _p_values(
+    measured: Measured, values: dict[str, Values], config: EvaluateConfig, seed: int
+) -> dict[tuple[str, Metric], tuple[float, float]]:
+    """Of the verdict's comparisons: each one's p-value, and what Holm's correction for their number makes of it."""
+    first, *others = values
+    primary = next(
+        place
+        for place, metric in enumerate(measured.metrics)
+        if (metric.name, metric.k) == (config.primary_metric, config.primary_k)
+    )
+    if not others:
+        return {}
+    gains = np.column_stack([values[first][:, primary] - values[other][:, primary] for other in others])
+    rng = np.random.default_rng([seed, _PERMUTATIONS])
+    p_values = randomization_p_values(gains, n_permutations=config.n_permutations, rng=rng)
+    adjusted = holm(p_values)
+    metric = measured.metrics[primary]
+    return {
+        (other, metric): (p, p_holm)
+        for other, p, p_holm in zip(others, p_values.tolist(), adjusted.tolist(), strict=True)
+    }
+
+
+def _by_segment(
+    measured: Measured, rows: list[MetricRow], config: EvaluateConfig, *, protocol: str, seed: int
+) -> tuple[list[SegmentRow], list[SegmentGainRow]]:
+    """Means by segment, and the first model's gain over the baseline that is best on all users."""
+    means: list[SegmentRow] = []
+    gains: list[SegmentGainRow] = []
+    for rule, all_members in measured.members.items():
+        best = best_baseline(rows, config, seen_filtered=rule)
+        for place, members in enumerate(all_members):
+            values = {model: of[place] for (model, under), of in measured.segment_values.items() if under == rule}
+            some, more = summarise_segments(
+                members,
+                values,
+                measured.segment_metrics,
+                best=best,
+                protocol=protocol,
+                seen_filtered=rule,
+                n_resamples=config.n_bootstrap,
+                confidence=config.confidence,
+                seed=[seed, _SEGMENTS, place],
+            )
+            means += some
+            gains += more
+    return means, gains
+
+
+def best_baseline(rows: list[MetricRow], config: EvaluateConfig, *, seen_filtered: bool) -> str | None:
+    """The baseline with the highest primary metric on all users; None where nobody could be asked."""
+    values = {
+        row.model: row.value
+        for row in rows
+        if (row.metric, row.k, row.seen_filtered, row.users)
+        == (config.primary_metric, config.primary_k, seen_filtered, "all")
+        and row.model not in NOT_BASELINES
+    }
+    return max(values, key=values.__getitem__, default=None)
+
+
+def _apart_from_hits(measured: Measured, protocol: str) -> tuple[list[CoverageRow], list[BeyondRow]]:
+    """What the lists are like: coverage, and what else there is a value of."""
+    coverage, beyond = [], []
+    names = [*(each.name for each in measured.properties), measured.value.name]
+    for (model, rule), exposure in measured.exposure.items():
+        n_users = int(np.isfinite(measured.values[model, rule][:, 0]).sum())
+        values = measured.property_values[model, rule]
+        coverage.append(CoverageRow(model, protocol, rule, COVERAGE_K, exposure.coverage, n_users))
+        listed = values[:, names.index(Popularity.name)]
+        found = {
+            "gini": (exposure.gini, n_users),
+            "popularity_lift": (popularity_lift(listed, measured.chosen), int(np.isfinite(listed).sum())),
+        }
+        for name, column in zip(names, values.T, strict=True):
+            known = column[np.isfinite(column)]
+            if len(known):
+                found[name] = float(known.mean()), len(known)
+        beyond += [
+            BeyondRow(model, protocol, rule, name, COVERAGE_K, value, n)
+            for name, (value, n) in found.items()
+            if np.isfinite(value)
+        ]
+    return coverage, beyond
+
+
+def _examples(measured: Measured, dataset: Dataset, config: EvaluateConfig) -> list[Example]:
+    """The chosen users, in words."""
+    cases = measured.cases
+    examples = []
+    for place, case in enumerate(measured.examples.tolist()):
+        user, end = int(cases.user_idx[case]), int(cases.history_end[case])
+        targets = measured.targets[config.primary_seen_filtered][case]
+        examples.append(
+            Example(
+                user_id=str(dataset.users["user_id"][user]),
+                n_history=end,
+                history=_shown(dataset, dataset.history(user, end, last=EXAMPLE_HISTORY)),
+                targets=_shown(dataset, targets, hits=measured.lists[StudentScorer.name][place]),
+                lists={model: _shown(dataset, items[place], hits=targets) for model, items in measured.lists.items()},
+            )
+        )
+    return examples
+
+
+def _shown(dataset: Dataset, items: npt.NDArray[np.int32], *, hits: npt.NDArray[np.int32] | None = None) -> list[Shown]:
+    items = items[items >= 0]
+    hit = np.zeros(len(items), dtype=np.bool_) if hits is None else np.isin(items, hits)
+    rows = dataset.items.select(["item_id", "title"]).take(items)
+    return [
+        Shown(item_id, title, bool(h))
+        for item_id, title, h in zip(rows["item_id"].to_pylist(), rows["title"].to_pylist(), hit, strict=True)
+    ]
 
 
 def _user_sets(values: dict[str, Values]) -> Iterator[tuple[UserSet, list[str], npt.NDArray[np.bool_]]]:
@@ -271,7 +556,10 @@ def _write(
     config: EvaluateConfig,
     draft: Draft,
 ) -> None:
-    rows, differences = summarise(measured, config, protocol=dataset.protocol, seed=recipe.seed)
+    protocol = dataset.protocol
+    if protocol == "temporal" and config.targets == "next":
+        protocol = "temporal_next"
+    rows, differences = summarise(measured, config, protocol=protocol, seed=recipe.seed)
     headline = [
         row
         for row in rows
@@ -284,24 +572,27 @@ def _write(
             expected="test events on items that are new to their user, where seen items are filtered",
             do="set evaluate.primary_seen_filtered = false, or bring more events",
         )
-    coverage = [
-        CoverageRow(
-            model, dataset.protocol, rule, COVERAGE_K, share, int(np.isfinite(measured.values[model, rule][:, 0]).sum())
-        )
-        for (model, rule), share in measured.coverage.items()
-    ]
-    content = {
-        "rows": [asdict(row) for row in rows],
-        "differences": [asdict(row) for row in differences],
-        "coverage": [asdict(row) for row in coverage],
-    }
-    write_json(draft.path / METRICS_FILE, content)
+    coverage, beyond = _apart_from_hits(measured, protocol)
+    segments, gains = _by_segment(measured, rows, config, protocol=protocol, seed=recipe.seed)
+    figures = Figures(
+        rows=rows,
+        differences=differences,
+        coverage=coverage,
+        beyond=beyond,
+        segments=segments,
+        segment_gains=gains,
+        timings=measured.timings,
+        examples=_examples(measured, dataset, config),
+    )
+    of_rows = ("rows", "differences", "coverage", "beyond", "segments", "segment_gains")
+    write_json(draft.path / METRICS_FILE, {name: [asdict(row) for row in getattr(figures, name)] for name in of_rows})
+    write_json(draft.path / EXAMPLES_FILE, [asdict(example) for example in figures.examples])
     _write_users(measured, draft.path / USERS_FILE)
-    page = render(rows, differences, coverage, dataset=dataset, models=models, recipe=recipe, config=config)
+    page = render(figures, dataset=dataset, models=models, recipe=recipe, config=config)
     (draft.path / PAGE_FILE).write_text(page, encoding="utf-8")
     draft.counts |= {"users": headline[0].n_users}
     draft.counts |= {f"{row.model}_{row.metric}_at_{row.k}": row.value for row in headline}
-    draft.info |= {"protocol": dataset.protocol, "timings": measured.timings}
+    draft.info |= {"protocol": protocol, "timings": measured.timings}
 
 
 def _write_users(measured: Measured, path: Path) -> None:
@@ -340,8 +631,4 @@ def _sample(n: int, most: int, rng: np.random.Generator) -> npt.NDArray[np.int64
 
 
 def _select(cases: Cases, rows: npt.NDArray[np.int64]) -> Cases:
-    count = cases.targets.lengths[rows]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(count, out=offsets[1:])
-    place = np.repeat(cases.targets.offsets[rows] - offsets[:-1], count) + np.arange(offsets[-1])
-    return Cases(cases.user_idx[rows], cases.history_end[rows], Ragged(offsets, cases.targets.values[place]))
+    return Cases(cases.user_idx[rows], cases.history_end[rows], cases.targets.select(rows))

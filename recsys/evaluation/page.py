@@ -9,13 +9,21 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final, Literal
 
-import plotly.graph_objects as go
-
 from recsys import __version__
 from recsys.artifacts import Recipe
+from recsys.evaluation.beyond import CategoryDiversity, ColdShare, Novelty, ValueRecall
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.metrics import METRICS
-from recsys.evaluation.report import CoverageRow, DifferenceRow, MetricRow
+from recsys.evaluation.report import (
+    NOT_BASELINES,
+    DifferenceRow,
+    Example,
+    Figures,
+    MetricRow,
+    SegmentGainRow,
+    SegmentRow,
+    Shown,
+)
 from recsys.evaluation.scorers import Fitted
 from recsys.ingest.dataset import Dataset
 from recsys.ingest.report.page import data_section
@@ -29,8 +37,8 @@ from recsys.page import (
     SKY,
     VERMILION,
     counts_table,
+    new_figure,
     page,
-    pairs_table,
     plot_block,
     words,
 )
@@ -43,7 +51,6 @@ LABELS: Final[Mapping[str, str]] = {
     "recently_popular": "Recently popular",
     "most_popular": "Most popular",
 }
-NOT_BASELINES: Final = ("student", "teacher")
 TITLES: Final[Mapping[str, str]] = {metric.name: metric.title for metric in METRICS}
 
 # Symbols and dashes say the same as colours.
@@ -55,30 +62,87 @@ STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
     "recently_popular": (ORANGE, "x", "dashdot"),
     "most_popular": (GREY, "cross", "longdash"),
 }
-OTHER_STYLE: Final = (SKY, "star", "solid")
+OTHER_STYLES: Final = (
+    (SKY, "star", "solid"),
+    (INK, "triangle-down", "dash"),
+    (SKY, "hexagon", "dot"),
+    (INK, "pentagon", "dashdot"),
+)
 
+NAMES: Final[Mapping[str, str]] = {
+    "temporal": "temporal test, all that followed",
+    "temporal_next": "temporal test, the next item",
+    "leave_one_out": "leave-one-out test",
+}
 PROTOCOLS: Final[Mapping[str, str]] = {
     "temporal": "Global temporal split: everything before one moment trains, everything after it is asked. Nobody's "
     "future was known to any model.",
+    "temporal_next": "Global temporal split: everything before one moment trains; the item of each user's first event "
+    "after it is asked. Nobody's future was known to any model.",
     "leave_one_out": "Leave-one-out: each user's last event is asked, the one before it validates, the rest trains. It "
     "compares with papers; since users' last events lie at different times, models have seen other users' futures.",
 }
 
 
+KINDS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "history": ("Users by history", BLUE, "circle"),
+    "popularity": ("Targets by popularity", VERMILION, "square"),
+    "category": ("Targets by category", GREEN, "diamond"),
+}
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How a measure of `recsys.evaluation.beyond` is shown."""
+
+    title: str
+    unit: str
+    definition: str
+
+
+MEASURES: Final[Mapping[str, _Measure]] = {
+    "gini": _Measure(
+        "Gini index", "", "how unevenly the catalogue's items are shown: 0 if all alike, near 1 if a few have it all"
+    ),
+    "popularity_lift": _Measure(
+        "Popularity lift",
+        "+%",
+        "how much more popular the listed items are than what the same users chose before, by training events",
+    ),
+    **{
+        each.name: _Measure(each.title, unit, each.definition)
+        for each, unit in (
+            (Novelty, " bits"),
+            (ColdShare, "%"),
+            (CategoryDiversity, "%"),
+            (ValueRecall, "%"),
+        )
+    },
+}
+MOST_P: Final = 0.05  # corrected p above which a difference is not called one
+FEW: Final = 30  # users below which a segment's interval is not worth much
+TITLE: Final = 90  # characters of an item's title
+LABEL: Final = 22  # characters that fit beside a plot on a phone
+SHOWN_TARGETS: Final = 10
+
+
 @dataclass(frozen=True)
 class _Figures:
-    """The rows, found by what they are about."""
+    """The figures, found by what they are about."""
 
-    rows: Sequence[MetricRow]
-    differences: Sequence[DifferenceRow]
-    coverage: Sequence[CoverageRow]
+    all: Figures
     config: EvaluateConfig
+
+    @property
+    def protocol(self) -> str:
+        """The rows' own."""
+        return self.all.rows[0].protocol
 
     def at(self, *, seen_filtered: bool, users: str = "all") -> dict[tuple[str, str, int], MetricRow]:
         """By (model, metric, k)."""
         return {
             (row.model, row.metric, row.k): row
-            for row in self.rows
+            for row in self.all.rows
             if row.seen_filtered == seen_filtered and row.users == users
         }
 
@@ -86,7 +150,7 @@ class _Figures:
         """By the other model's name."""
         about = metric, k, seen_filtered, users
         return {
-            row.other: row for row in self.differences if (row.metric, row.k, row.seen_filtered, row.users) == about
+            row.other: row for row in self.all.differences if (row.metric, row.k, row.seen_filtered, row.users) == about
         }
 
     @property
@@ -96,36 +160,30 @@ class _Figures:
 
 
 def render(
-    rows: Sequence[MetricRow],
-    differences: Sequence[DifferenceRow],
-    coverage: Sequence[CoverageRow],
-    *,
-    dataset: Dataset,
-    models: Mapping[str, Fitted],
-    recipe: Recipe,
-    config: EvaluateConfig,
+    figures: Figures, *, dataset: Dataset, models: Mapping[str, Fitted], recipe: Recipe, config: EvaluateConfig
 ) -> str:
-    """The whole page. The same figures give the same bytes.
+    """The whole page. The same figures (seconds among them) give the same bytes.
 
     Args:
-        rows: every model's means; those of the verdict's metric must be among them.
-        differences: the student minus every other model.
-        coverage: how much of the catalogue each model shows.
+        figures: what was measured.
         dataset: for the data section.
         models: the trained models, for how they were made.
         recipe: the report's own.
         config: what is primary.
     """
-    figures = _Figures(rows, differences, coverage, config)
+    found = _Figures(figures, config)
     sections = [
-        _verdict(figures, dataset),
-        _results(figures),
-        _curves(figures),
-        _gains(figures),
-        _teacher(figures),
-        _coverage(figures),
+        _verdict(found, dataset),
+        _results(found),
+        _teacher(found),
+        _curves(found),
+        _gains(found),
+        _segments(found),
+        _coverage(found),
+        _cost(found, models),
+        _examples(found),
         _data(dataset),
-        _definitions(dataset, figures),
+        _definitions(dataset, found),
         _provenance(dataset, models, recipe),
     ]
     return page("Recommendation report", "".join(sections))
@@ -146,7 +204,7 @@ def _verdict(figures: _Figures, dataset: Dataset) -> str:
     best = max(at[other, "hit_rate", config.primary_k].value for other in baselines)
     return f"""<header>
 <h1>Recommendation report</h1>
-<p class="soft">{escape(dataset.protocol.replace("_", "-"))} test · {student.n_users:,} users · {dataset.n_items:,}
+<p class="soft">{NAMES.get(figures.protocol, words(figures.protocol))} · {student.n_users:,} users · {dataset.n_items:,}
 items, all of them ranked · {_rule(rule)}</p>
 </header>
 <section class="verdict">
@@ -164,7 +222,7 @@ def _headline(baselines: Mapping[str, DifferenceRow]) -> str:
         by[_standing(row)].append(_inline(other))
     if len(by["better"]) == len(baselines):
         return "The student beats every baseline"
-    parts = [f"The student beats {len(by['better'])} of {len(baselines)} baselines"]
+    parts = [f"The student beats {len(by['better']) or 'none'} of {len(baselines)} baselines"]
     if by["worse"]:
         parts.append(f"it loses to {_join(by['worse'])}")
     if by["open"]:
@@ -174,14 +232,18 @@ def _headline(baselines: Mapping[str, DifferenceRow]) -> str:
 
 def _compare(row: DifferenceRow, ours: float, theirs: float, confidence: float) -> str:
     standing = _standing(row)
-    mark = {"better": "▲", "worse": "▼", "open": "≈"}[standing]
     words = {"better": "better than", "worse": "worse than", "open": "not distinguishable from"}[standing]
     return (
-        f'<span class="mark {standing}">{mark}</span><b class="{standing}">{words} {_inline(row.other)}</b>: '
+        f'{_mark(row)}<b class="{standing}">{words} {_inline(row.other)}</b>: '
         f"{TITLES[row.metric]}@{row.k} {ours:.4f} against {theirs:.4f}{_ratio(ours, theirs)}; "
         f"difference {_signed(row.difference)}, {100 * confidence:g} % interval {_signed(row.low)} to "
-        f"{_signed(row.high)}, {row.n_users:,} users."
+        f"{_signed(row.high)}{_p_value(row)}, {row.n_users:,} users."
     )
+
+
+def _mark(row: DifferenceRow | SegmentGainRow) -> str:
+    standing = _standing(row)
+    return f'<span class="mark {standing}">{ {"better": "▲", "worse": "▼", "open": "≈"}[standing] }</span>'
 
 
 def _teacher_point(figures: _Figures) -> str:
@@ -216,7 +278,7 @@ def _results(figures: _Figures) -> str:
 
 
 def _table(at: Mapping[tuple[str, str, int], MetricRow], k: int) -> str:
-    names = _in_order({model for model, _, _ in at})
+    names = in_order({model for model, _, _ in at})
     head = "".join(f"<th>{title}<wbr>@{k}</th>" for title in TITLES.values())
     lines = []
     for model in names:
@@ -225,7 +287,7 @@ def _table(at: Mapping[tuple[str, str, int], MetricRow], k: int) -> str:
             for row in (at[model, metric, k] for metric in TITLES)
         )
         ours = ' class="ours"' if model == "student" else ""
-        lines.append(f"<tr{ours}><td>{_label(model)}</td>{cells}</tr>")
+        lines.append(f"<tr{ours}><td>{label(model)}</td>{cells}</tr>")
     return (
         f'<div class="scroll"><table class="figures"><thead><tr><th>Model</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -235,15 +297,14 @@ def _table(at: Mapping[tuple[str, str, int], MetricRow], k: int) -> str:
 def _curves(figures: _Figures) -> str:
     rule = figures.config.primary_seen_filtered
     at = figures.at(seen_filtered=rule)
-    plot = go.Figure()
-    for model in _in_order({model for model, _, _ in at}):
+    plot = new_figure()
+    for model, (color, symbol, dash) in styles({model for model, _, _ in at}).items():
         rows = [at[model, "recall", k] for k in figures.config.ks]
-        color, symbol, dash = STYLES.get(model, OTHER_STYLE)
         plot.add_scatter(
             x=[row.k for row in rows],
             y=[row.value for row in rows],
             error_y=_whiskers([(row.value, row.low, row.high) for row in rows], color),
-            name=_label(model),
+            name=label(model),
             mode="lines+markers",
             line={"color": color, "dash": dash, "width": 2},
             marker={"color": color, "symbol": symbol, "size": 9},
@@ -265,8 +326,8 @@ def _gains(figures: _Figures) -> str:
     config = figures.config
     rule, k = config.primary_seen_filtered, config.primary_k
     second: Literal["recall", "ndcg"] = "recall" if config.primary_metric != "recall" else "ndcg"
-    others = _in_order(figures.gains(config.primary_metric, k, seen_filtered=rule))
-    plot = go.Figure()
+    others = in_order(figures.gains(config.primary_metric, k, seen_filtered=rule))
+    plot = new_figure()
     for metric, color, symbol, shift in (
         (config.primary_metric, BLUE, "circle", -0.12),
         (second, ORANGE, "square", 0.12),
@@ -287,14 +348,14 @@ def _gains(figures: _Figures) -> str:
     plot.update_yaxes(
         range=[len(others) - 0.5, -0.5],  # the first on top
         tickvals=list(range(len(others))),
-        ticktext=[_label(other) for other in others],
+        ticktext=[label(other) for other in others],
         zeroline=False,
     )
     return f"""<section>
 <h2>Differences</h2>
 <p>The student minus each other model on the same users, {_rule(rule)}. Right of zero the student is better; where a
-whisker crosses zero, no difference was shown. Each interval stands for itself: they are not corrected for
-their number.</p>
+whisker crosses zero, no difference was shown. Each interval stands for itself; the p-values of the verdict are
+corrected for their number.</p>
 {plot_block(plot, "differences", height=20)}
 </section>
 """
@@ -319,20 +380,228 @@ All models on these same users:</p>
 
 def _coverage(figures: _Figures) -> str:
     rule = figures.config.primary_seen_filtered
-    rows = {row.model: row for row in figures.coverage if row.seen_filtered == rule}
+    rows = {row.model: row for row in figures.all.coverage if row.seen_filtered == rule}
     if not rows:
         return ""
     k = next(iter(rows.values())).k
-    pairs = [
-        (f"{_label(model)} <small>{rows[model].n_users:,} users</small>", f"{100 * rows[model].value:.1f} %")
-        for model in _in_order(rows)
-    ]
+    other = {(row.model, row.measure): row.value for row in figures.all.beyond if row.seen_filtered == rule}
+    measures = [name for name in MEASURES if any((model, name) in other for model in rows)]
+    head = "".join(f"<th>{MEASURES[name].title}</th>" for name in measures)
+    lines = []
+    for model in in_order(rows):
+        cells = "".join(f"<td>{_measure(other.get((model, name)), MEASURES[name].unit)}</td>" for name in measures)
+        ours = ' class="ours"' if model == "student" else ""
+        lines.append(
+            f"<tr{ours}><td>{label(model)}<small>{rows[model].n_users:,} users</small></td>"
+            f"<td>{100 * rows[model].value:.1f} %</td>{cells}</tr>"
+        )
+    terms = "".join(f"<dt>{MEASURES[name].title}</dt><dd>{MEASURES[name].definition}</dd>" for name in measures)
     return f"""<section>
-<h2>Catalogue coverage</h2>
-<p>Share of the catalogue that at least one user sees among the first {k}, {_rule(rule)}.</p>
-{pairs_table(pairs)}
+<h2>Coverage and popularity</h2>
+<p>Accuracy alone can be had by showing everybody the same few items. Coverage is the share of the catalogue that at
+least one user sees among the first {k}; it rises with the number of users. All {_rule(rule)}.</p>
+<div class="scroll"><table class="figures"><thead><tr><th>Model</th><th>Coverage</th>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>
+<details><summary>What these say</summary><dl>{terms}</dl></details>
 </section>
 """
+
+
+def _measure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return _percent(value) if unit == "+%" else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}{unit}"
+
+
+def _cost(figures: _Figures, models: Mapping[str, Fitted]) -> str:
+    timings = figures.all.timings
+    if not timings:
+        return ""
+    lines = []
+    for model in in_order(timings):
+        fit, rank, users = (timings[model][key] for key in ("fit", "rank", "users"))
+        trained = models[model].manifest.get("seconds") if model in models else fit
+        ours = ' class="ours"' if model == "student" else ""
+        lines.append(
+            f"<tr{ours}><td>{label(model)}</td><td>{_seconds(trained)}</td><td>{_seconds(rank)}</td>"
+            f"<td>{users:,.0f}</td><td>{_rate(users, rank)}</td></tr>"
+        )
+    words_of = ""
+    if {"student", "teacher"} <= set(timings):
+        each = {model: timings[model]["rank"] / max(timings[model]["users"], 1) for model in ("student", "teacher")}
+        if each["student"] > 0:
+            words_of = (
+                f"<p>The teacher takes {_times(each['teacher'] / each['student'])} as long for a user as the student, "
+                "although it reads only the candidates that others put forward.</p>"
+            )
+    return f"""<section id="cost">
+<h2>Time and cost</h2>
+<p>Seconds on the machine of this run: to train or fit a model, and to rank the whole catalogue exactly for the test's
+users and take all measures.</p>
+{words_of}
+<div class="scroll"><table class="figures"><thead><tr><th>Model</th><th>training, s</th><th>ranking, s</th>
+<th>users</th><th>users per second</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+</section>
+"""
+
+
+def _segments(figures: _Figures) -> str:
+    config = figures.config
+    rule = config.primary_seen_filtered
+    rows = [row for row in figures.all.segments if (row.seen_filtered, row.metric) == (rule, config.primary_metric)]
+    gains = [
+        row for row in figures.all.segment_gains if (row.seen_filtered, row.metric) == (rule, config.primary_metric)
+    ]
+    if not gains:
+        return ""
+    best = _inline(gains[0].other)
+    plot = new_figure()
+    place, ticks = 0, []
+    for kind, (title, color, symbol) in KINDS.items():
+        of_kind = [row for row in gains if row.kind == kind]
+        if not of_kind:
+            continue
+        places = list(range(place, place + len(of_kind)))
+        ticks += [(at, short(row.segment)) for at, row in zip(places, of_kind, strict=True)]
+        plot.add_scatter(
+            x=[row.difference for row in of_kind],
+            y=places,
+            error_x=_whiskers([(row.difference, row.low, row.high) for row in of_kind], color),
+            name=title,
+            mode="markers",
+            marker={
+                "color": color,
+                "symbol": [symbol if row.n_users >= FEW else f"{symbol}-open" for row in of_kind],
+                "size": 10,
+            },
+            customdata=[[f"{row.n_users:,}"] for row in of_kind],
+            hovertemplate="%{x:+.4f}, %{customdata[0]} users",
+        )
+        place += len(of_kind) + 1
+    plot.update_layout(hovermode="closest")
+    plot.update_xaxes(title=f"student minus {best}<br>{figures.primary}", zeroline=True, zerolinecolor=INK, nticks=6)
+    plot.update_yaxes(
+        range=[place - 1.5, -0.7],
+        tickvals=[at for at, _ in ticks],
+        ticktext=[name for _, name in ticks],
+        zeroline=False,
+    )
+    tables = "".join(_segment_table(kind, [row for row in rows if row.kind == kind], gains) for kind in KINDS)
+    return f"""<section>
+<h2>Whom it serves, and with what</h2>
+<p>{_segment_words(gains, best)}</p>
+<p>The student minus {best}, the baseline that is best on all users, in {figures.primary}, {_rule(rule)}. Whiskers are
+{100 * config.confidence:g} % intervals; hollow marks stand for fewer than {FEW} users, too few to judge by. The
+intervals are not corrected for their number: of many segments without a difference, some stand out by chance.</p>
+{plot_block(plot, "segments", height=5 + 1.7 * place)}
+{tables}
+</section>
+"""
+
+
+def _segment_words(gains: Sequence[SegmentGainRow], best: str) -> str:
+    """What the segments' intervals allow to say, in a sentence or two."""
+    enough = [row for row in gains if row.n_users >= FEW]
+    by = {
+        standing: [_segment_name(row) for row in enough if _standing(row) == standing]
+        for standing in ("better", "worse")
+    }
+    if not enough:
+        return f"No segment has {FEW} users."
+    text = (
+        f"Of {len(enough)} segments with {FEW} users or more, the student is better than {best} in {len(by['better'])}"
+    )
+    text += f" and worse in {len(by['worse'])}" if by["worse"] else " and worse in none"
+    text += (
+        "; in the others no difference could be shown." if len(by["better"]) + len(by["worse"]) < len(enough) else "."
+    )
+    return text + (f" Worse: {_join(by['worse'])}." if by["worse"] else "")
+
+
+def _segment_name(row: SegmentRow | SegmentGainRow) -> str:
+    """A segment inside a sentence."""
+    name = escape(row.segment)
+    return {"history": f"{name} users", "popularity": f"{name} items"}.get(row.kind, f"“{name}”")
+
+
+def _segment_table(kind: str, rows: Sequence[SegmentRow], gains: Sequence[SegmentGainRow]) -> str:
+    if not rows:
+        return ""
+    models = in_order({row.model for row in rows})
+    at = {(row.segment, row.model): row for row in rows}
+    gain = {row.segment: row for row in gains if row.kind == kind}
+    lines = []
+    for segment in dict.fromkeys(row.segment for row in rows):
+        first = at[segment, models[0]]
+        mark = _mark(gain[segment]) if segment in gain and first.n_users >= FEW else ""
+        cells = "".join(
+            f"<td>{row.value:.4f}<small>{row.low:.4f}–<wbr>{row.high:.4f}</small></td>"
+            for row in (at[segment, model] for model in models)
+        )
+        lines.append(
+            f"<tr><td>{escape(segment)} {mark}<small>{first.n_users:,} users, {first.n_targets:,} targets</small></td>"
+            f"{cells}</tr>"
+        )
+    head = "".join(f"<th>{label(model)}</th>" for model in models)
+    return (
+        f"<details><summary>{KINDS[kind][0]}: all models</summary>"
+        f'<div class="scroll"><table class="figures"><thead><tr><th>Segment</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div></details>"
+    )
+
+
+def _examples(figures: _Figures) -> str:
+    examples = figures.all.examples
+    if not examples:
+        return ""
+    rule, k = figures.config.primary_seen_filtered, figures.config.primary_k
+    best = next((row.other for row in figures.all.segment_gains if row.seen_filtered == rule), None)
+    models = [model for model in ("student", "teacher", best) if model]
+    blocks = "".join(
+        _example(number, example, models, opened=number == 1) for number, example in enumerate(examples, start=1)
+    )
+    return f"""<section>
+<h2>{len(examples)} users, looked at</h2>
+<p>Drawn at random among those with enough history, not picked: what they did, what they chose next, and each model's
+first {k}, {_rule(rule)}. <span class="hit">✓ Marked</span> items are what the user did choose.</p>
+{blocks}
+</section>
+"""
+
+
+def _example(number: int, example: Example, models: Sequence[str], *, opened: bool) -> str:
+    found = sum(item.hit for item in example.lists.get("student", []))
+    n = len(example.targets)
+    columns = "".join(
+        f"<div><h4>{label(model)}</h4><ol>{''.join(map(_item, example.lists[model]))}</ol></div>"
+        for model in models
+        if example.lists.get(model)
+    )
+    left_out = example.n_history - len(example.history)
+    before = (
+        f' <span class="soft">(the last {len(example.history)} of {example.n_history:,})</span>' if left_out else ""
+    )
+    user_id = escape(example.user_id)
+    return f"""<details{" open" if opened else ""}><summary>User {number} <code class="soft">{user_id}</code>:
+the student found {found} of {n}</summary>
+<div class="lists">
+<div><h4>History{before}</h4><ul>{"".join(map(_item, example.history))}</ul></div>
+<div><h4>Chosen next</h4><ul>{"".join(map(_item, example.targets[:SHOWN_TARGETS]))}{_more(n - SHOWN_TARGETS)}</ul></div>
+</div>
+<div class="lists">{columns}</div>
+</details>
+"""
+
+
+def _item(item: Shown) -> str:
+    title = item.title if len(item.title) <= TITLE else f"{item.title[: TITLE - 1]}…"
+    return f'<li class="hit">✓ {escape(title)}</li>' if item.hit else f"<li>{escape(title)}</li>"
+
+
+def _more(n: int) -> str:
+    return f'<li class="soft">and {n} more</li>' if n > 0 else ""
 
 
 def _data(dataset: Dataset) -> str:
@@ -351,15 +620,16 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
     config = figures.config
     terms = [(f"{metric.title}@k", escape(metric.definition)) for metric in METRICS]
     terms += [
-        ("Protocol", escape(PROTOCOLS.get(dataset.protocol, dataset.protocol)) + _moments(dataset)),
+        ("Protocol", escape(PROTOCOLS.get(figures.protocol, figures.protocol)) + _moments(dataset)),
         (
             "What is ranked",
             "The whole catalogue, for every user; no sampled negatives. The history is all that came before.",
         ),
         (
             "Seen items",
-            "Filtered: items of the user's history are dropped from the ranking and from the targets; a user whose "
-            "targets all vanish is not counted. With seen items: everything stays. Compare figures of one rule only.",
+            f"Filtered: items of the user's history {_but_bought(config)}are dropped from the ranking and from the "
+            "targets; a user whose targets all vanish is not counted. With seen items: everything stays. Compare "
+            "figures of one rule only.",
         ),
         (
             "Equal scores",
@@ -369,6 +639,20 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
             "Intervals",
             f"Percentile bootstrap over users, {config.n_bootstrap:,} resamples, {100 * config.confidence:g} %; "
             "differences are paired: both models are resampled on the same users.",
+        ),
+        (
+            "p",
+            "How often chance alone would give so large a difference, if it made no difference which model answered a "
+            f"user: paired randomization test, two-sided, {config.n_permutations:,} random signs; Holm's correction "
+            "for the number of models compared. It is taken of the verdict's metric only, which speaks of a difference "
+            f"only where the interval leaves out zero and p is at most {MOST_P:g}.",
+        ),
+        (
+            "Segments",
+            "Drawn by the training part alone. <i>History</i>: a user's number of training events. <i>Popularity</i>: "
+            f"the head are the most popular items that hold {100 * config.head_share:g} % of the training events, the "
+            "tail are the others with an event, cold are items without one. In a segment of items only a user's "
+            "targets among them count, in the same lists; users with several targets stand in several segments.",
         ),
         (
             "Baselines",
@@ -382,6 +666,10 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
 <dl>{"".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in terms)}</dl>
 </section>
 """
+
+
+def _but_bought(config: EvaluateConfig) -> str:
+    return "(but not those that the user has bought: they may be bought again) " if config.repurchases else ""
 
 
 def _moments(dataset: Dataset) -> str:
@@ -428,19 +716,29 @@ def _whiskers(intervals: Sequence[tuple[float, float, float]], color: str) -> di
     }
 
 
-def _in_order(models: Iterable[str]) -> list[str]:
+def styles(models: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, symbol and dash of each model, in the order in which they are shown; no two look alike."""
+    ordered = in_order(models)
+    others = [model for model in ordered if model not in STYLES]
+    rest = {model: OTHER_STYLES[place % len(OTHER_STYLES)] for place, model in enumerate(others)}
+    return {model: STYLES.get(model) or rest[model] for model in ordered}
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """The models as they are shown: student, teacher, baselines, then what is not known here."""
     known = list(LABELS)
     return sorted(models, key=lambda model: (known.index(model) if model in known else len(known), model))
 
 
-def _label(model: str) -> str:
+def label(model: str) -> str:
+    """A model's name, as HTML."""
     return LABELS.get(model) or escape(model.replace("_", " "))
 
 
 def _inline(model: str) -> str:
     """The label inside a sentence."""
-    label = _label(model)
-    return "the teacher" if model == "teacher" else label[:1].lower() + label[1:]
+    name = label(model)
+    return "the teacher" if model == "teacher" else name[:1].lower() + name[1:]
 
 
 def _json(content: object) -> str:
@@ -453,6 +751,28 @@ def _join(names: Sequence[str]) -> str:
 
 def _rule(seen_filtered: bool) -> str:
     return "seen items filtered" if seen_filtered else "with seen items"
+
+
+def short(name: str) -> str:
+    """A name beside a plot. Plotly reads a little HTML in it, so it is escaped."""
+    return escape(name if len(name) <= LABEL else f"{name[: LABEL - 1]}…")
+
+
+def _seconds(value: float | None) -> str:
+    return (
+        "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    )
+
+
+def _rate(users: float, seconds: float) -> str:
+    if seconds <= 0:
+        return "–"
+    rate = users / seconds
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:,.1f}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
 
 
 def _signed(value: float) -> str:
@@ -469,6 +789,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:+.0f} %".replace("-", "−")
 
 
-def _standing(row: DifferenceRow) -> Literal["better", "worse", "open"]:
-    """What the interval of student minus other allows to say."""
+def _p_value(row: DifferenceRow) -> str:
+    if row.p_holm is None:
+        return ""
+    return f", p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'}"
+
+
+def _standing(row: DifferenceRow | SegmentGainRow) -> Literal["better", "worse", "open"]:
+    """What may be said of student minus other: what the interval shows, unless the corrected p-value doubts it."""
+    doubted = isinstance(row, DifferenceRow) and row.p_holm is not None and row.p_holm > MOST_P
+    if doubted:
+        return "open"
     return "better" if row.low > 0 else "worse" if row.high < 0 else "open"

@@ -16,10 +16,16 @@ from recsys.errors import InputError
 
 METRICS_FILE: Final = "metrics.json"
 USERS_FILE: Final = "per_user.parquet"
+EXAMPLES_FILE: Final = "examples.json"
 PAGE_FILE: Final = "report.html"
+
+NOT_BASELINES: Final = ("student", "teacher")
 
 # "all": every evaluated user; "sample": those on whom the costly teacher was measured too.
 UserSet = Literal["all", "sample"]
+
+# Users by their training history, targets by their items' popularity or category.
+SegmentKind = Literal["history", "popularity", "category"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,11 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """`model` minus `other` on the same users, with the paired bootstrap interval."""
+    """`model` minus `other` on the same users, with the paired bootstrap interval.
+
+    The comparisons of the verdict's metric have a `p_value` too (randomization test, two-sided), and `p_holm`: adjusted
+    for all of them on these users.
+    """
 
     model: str
     other: str
@@ -53,6 +63,8 @@ class DifferenceRow:
     high: float
     n_users: int
     users: UserSet
+    p_value: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,103 @@ class CoverageRow:
     n_users: int
 
 
+@dataclass(frozen=True)
+class BeyondRow:
+    """What a model's first k are like apart from hits, one of the measures of `recsys.evaluation.beyond`."""
+
+    model: str
+    protocol: str
+    seen_filtered: bool
+    measure: str
+    k: int
+    value: float
+    n_users: int
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A model's mean over the users of one segment, with its bootstrap interval; see `recsys.evaluation.segments`."""
+
+    kind: SegmentKind
+    segment: str
+    model: str
+    protocol: str
+    seen_filtered: bool
+    metric: str
+    k: int
+    value: float
+    low: float
+    high: float
+    n_users: int
+    n_targets: int
+
+
+@dataclass(frozen=True)
+class SegmentGainRow:
+    """`model` minus `other`, the best baseline on all users, in one segment, with the paired bootstrap interval."""
+
+    kind: SegmentKind
+    segment: str
+    model: str
+    other: str
+    protocol: str
+    seen_filtered: bool
+    metric: str
+    k: int
+    difference: float
+    low: float
+    high: float
+    n_users: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item on the page."""
+
+    item_id: str
+    title: str
+    hit: bool = False  # in a list: whether it is one of the targets
+
+
+@dataclass(frozen=True)
+class Example:
+    """One user, as people look at one.
+
+    Attributes:
+        user_id: as in the log.
+        n_history: events before the question.
+        history: the last of them, oldest first.
+        targets: what came after, as far as the rule for seen items lets it count.
+        lists: each model's first items, best first; a model that was not asked about this user has none.
+    """
+
+    user_id: str
+    n_history: int
+    history: list[Shown]
+    targets: list[Shown]
+    lists: dict[str, list[Shown]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that a report says."""
+
+    rows: list[MetricRow]
+    differences: list[DifferenceRow]
+    coverage: list[CoverageRow]
+    beyond: list[BeyondRow]
+    segments: list[SegmentRow]
+    segment_gains: list[SegmentGainRow]
+    timings: dict[str, dict[str, float]]
+    examples: list[Example]
+
+
 class Report(Artifact):
     """What `recsys evaluate` writes.
 
     Files: `metrics.json` (the rows below), `per_user.parquet` (one row per model, user and rule for seen items, one
-    column per metric) and `report.html` (a page that needs nothing else).
+    column per metric), `examples.json` (some users' histories and lists) and `report.html` (a page that needs nothing
+    else).
     """
 
     kind: ClassVar[str] = "report"
@@ -96,6 +200,41 @@ class Report(Artifact):
     def coverage(self) -> list[CoverageRow]:
         """How much of the catalogue each model shows."""
         return [CoverageRow(**row) for row in self._metrics["coverage"]]
+
+    @cached_property
+    def beyond(self) -> list[BeyondRow]:
+        """What each model's lists are like apart from hits."""
+        return [BeyondRow(**row) for row in self._metrics["beyond"]]
+
+    @cached_property
+    def segments(self) -> list[SegmentRow]:
+        """Every model's figures by segment of the users and of the targets."""
+        return [SegmentRow(**row) for row in self._metrics["segments"]]
+
+    @cached_property
+    def segment_gains(self) -> list[SegmentGainRow]:
+        """The student minus the best baseline by segment."""
+        return [SegmentGainRow(**row) for row in self._metrics["segment_gains"]]
+
+    @property
+    def timings(self) -> dict[str, dict[str, float]]:
+        """Per model, seconds of its `fit` and of its `rank` for so many `users` (under both rules for seen items)."""
+        timings: dict[str, dict[str, float]] = self.manifest["info"]["timings"]
+        return timings
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """Some users, drawn by seed, with their histories and every model's list."""
+        return [
+            Example(
+                user_id=each["user_id"],
+                n_history=each["n_history"],
+                history=[Shown(**item) for item in each["history"]],
+                targets=[Shown(**item) for item in each["targets"]],
+                lists={model: [Shown(**item) for item in items] for model, items in each["lists"].items()},
+            )
+            for each in json.loads((self.path / EXAMPLES_FILE).read_text())
+        ]
 
     @property
     def per_user(self) -> pa.Table:

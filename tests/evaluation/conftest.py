@@ -36,8 +36,10 @@ def build_dataset(
     timestamps: Sequence[Sequence[int]] | None = None,
     counts: dict[str, Any] | None = None,
     info: dict[str, Any] | None = None,
+    event_types: Sequence[Sequence[int]] | None = None,
+    items: dict[str, Sequence[Any]] | None = None,
 ) -> Dataset:
-    """Write the files that `recsys ingest` writes, for users given as lists of items."""
+    """Write the files that `recsys ingest` writes, for users given as lists of items; `items` are further columns."""
     n_users = len(histories)
     recipe = Recipe("dataset", _Source(note=repr(out)), {}, 0, ())
     times = timestamps or [list(range(len(row))) for row in histories]
@@ -50,7 +52,7 @@ def build_dataset(
                     if field.name == "item_idx"
                     else [f"i{i}" for i in range(n_items)]
                     if field.name in ("item_id", "title")
-                    else pa.nulls(n_items, field.type)
+                    else pa.array((items or {}).get(field.name, [None] * n_items), field.type)
                     for field in schema.ITEMS
                 },
                 schema.ITEMS,
@@ -58,7 +60,7 @@ def build_dataset(
         }
         for name, table in tables.items():
             pq.write_table(table, draft.path / f"{name}.parquet")
-        write_sequences(draft.path, histories, times, train_end, valid_end)
+        write_sequences(draft.path, histories, times, train_end, valid_end, event_types)
         draft.counts |= counts or {}
         draft.info |= {"protocol": protocol, "event_types": list(schema.EVENT_TYPES)} | (info or {})
     return Dataset.open(out)

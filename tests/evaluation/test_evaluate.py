@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.errors import InputError
+from recsys.errors import InputError, MissingExtraError
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.plots import write_pngs
 from recsys.evaluation.ranking import tie_keys, top_k
 from recsys.evaluation.report import DifferenceRow, MetricRow, Report
 from recsys.evaluation.scorers import StudentScorer, TeacherScorer
@@ -237,12 +240,16 @@ def test_same_input_and_seed_same_bytes_and_another_seed_other_intervals(
     report: Report, shop: Dataset, good: Towers, tmp_path: Path
 ) -> None:
     again = evaluate(shop, good, Pairs(good), CONFIG, tmp_path / "again" / "report", runtime=QUIET)
-    for name in ("metrics.json", "per_user.parquet", "report.html"):
+    for name in ("metrics.json", "per_user.parquet", "examples.json"):
         assert (report.path / name).read_bytes() == (again.path / name).read_bytes()
+    one, two = (
+        re.sub(r'<section id="cost">.*?</section>', "", r.html.read_text(), flags=re.S) for r in (report, again)
+    )
+    assert one == two  # all but the seconds
     other = evaluate(shop, good, None, CONFIG, tmp_path / "other" / "report", runtime=Runtime(seed=1, progress=False))
-    one, two = (row_of(each.rows, "student") for each in (report, other))
-    assert one.value == two.value
-    assert (one.low, one.high) != (two.low, two.high)
+    first, second = (row_of(each.rows, "student") for each in (report, other))
+    assert first.value == second.value
+    assert (first.low, first.high) != (second.low, second.high)
 
 
 def test_up_to_date_is_not_done_again(report: Report, shop: Dataset, good: Towers, tmp_path: Path) -> None:
@@ -292,7 +299,7 @@ def test_the_manifest_keeps_counts_and_timings_and_json_is_plain(report: Report,
     assert report.counts["student_ndcg_at_10"] == report.value("student", "ndcg", 10)
     assert set(report.manifest["info"]["timings"]) == {row.model for row in report.rows}
     content = json.loads((report.path / "metrics.json").read_text())
-    assert set(content) == {"rows", "differences", "coverage"}
+    assert set(content) == {"rows", "differences", "coverage", "beyond", "segments", "segment_gains"}
     assert list(content["rows"][0])[:8] == [
         "model",
         "protocol",
@@ -333,7 +340,149 @@ def test_a_figure_that_was_not_measured_is_named(report: Report) -> None:
         report.value("teacher", "ndcg", 10, users="all")
 
 
+def test_the_verdicts_comparisons_have_p_values_and_no_others(report: Report) -> None:
+    for row in report.differences:
+        if (row.metric, row.k) == ("ndcg", 10):
+            assert row.p_value is not None
+            assert row.p_holm is not None
+            assert 0 < row.p_value <= row.p_holm <= 1
+        else:
+            assert row.p_value is row.p_holm is None
+    assert gain_over(report.differences, "most_popular").p_holm == pytest.approx(1e-4 * 3)  # the least there can be
+
+
+def test_what_lists_are_like_apart_from_hits(report: Report, shop: Dataset) -> None:
+    found = {(row.model, row.seen_filtered, row.measure): row.value for row in report.beyond}
+    counts = np.bincount(shop.train.item_idx, minlength=N_ITEMS)
+    best = np.sort(counts)[::-1][:10]
+    assert found["most_popular", False, "novelty"] == pytest.approx(-np.log2(best / counts.sum()).mean())
+    assert found["most_popular", False, "cold_share"] == (0.0 if best[-1] else pytest.approx((best == 0).mean()))
+    assert found["most_popular", False, "gini"] > found["student", False, "gini"]
+    assert found["most_popular", False, "popularity_lift"] > found["student", False, "popularity_lift"]
+    assert not any(
+        "value_recall" in key or "category_diversity" in key for key in found
+    )  # neither prices nor categories
+
+
+def test_segments_stand_in_the_report_beside_the_best_baseline(report: Report) -> None:
+    for rule in (True, False):
+        best = max(
+            ("ordered_item_knn", "item_knn", "most_popular"),
+            key=lambda model: report.value(model, "ndcg", 10, seen_filtered=rule),
+        )
+        gains = [row for row in report.segment_gains if row.seen_filtered == rule]
+        assert {row.other for row in gains} == {best}
+        for gain in gains:
+            ours, theirs = (
+                next(
+                    row
+                    for row in report.segments
+                    if (row.kind, row.segment, row.model, row.metric, row.seen_filtered)
+                    == (gain.kind, gain.segment, model, gain.metric, rule)
+                )
+                for model in ("student", best)
+            )
+            assert gain.difference == pytest.approx(ours.value - theirs.value, abs=1e-12)
+            assert gain.low <= gain.difference + 1e-12
+            assert gain.high >= gain.difference - 1e-12
+            assert gain.n_users == ours.n_users == theirs.n_users
+        # Users stand in one segment by history each, so these average to the whole.
+        history = [
+            row for row in report.segments if (row.kind, row.model, row.metric) == ("history", "student", "ndcg")
+        ]
+        history = [row for row in history if row.seen_filtered == rule]
+        whole = row_of(report.rows, "student", seen_filtered=rule)
+        assert sum(row.n_users for row in history) == whole.n_users
+        mean = sum(row.value * row.n_users for row in history) / whole.n_users
+        assert mean == pytest.approx(whole.value, abs=1e-12)
+    assert not any(row.model == "teacher" for row in report.segments)  # only on a sample
+
+
+def test_examples_are_users_as_they_are(report: Report, shop: Dataset) -> None:
+    cases = shop.cases("test")
+    assert len(report.examples) == 10
+    assert len({example.user_id for example in report.examples}) == 10
+    for example in report.examples:
+        user = int(example.user_id[1:])
+        case = int(np.flatnonzero(cases.user_idx == user)[0])
+        before = shop.history(user, int(cases.history_end[case])).tolist()
+        assert example.n_history == len(before) >= 3
+        assert [item.item_id for item in example.history] == [f"i{item}" for item in before[-8:]]
+        targets = {f"i{item}" for item in cases.targets[case].tolist()} - {f"i{item}" for item in before}
+        assert {item.item_id for item in example.targets} == targets != set()
+        assert {"student", "teacher", "ordered_item_knn"} <= set(example.lists)
+        for items in example.lists.values():
+            assert len(items) == 10
+            assert all(item.hit == (item.item_id in targets) for item in items)
+            assert not {item.item_id for item in items} & {f"i{item}" for item in before}
+    per_user = report.per_user.to_pandas()
+    hit = per_user[(per_user.model == "student") & per_user.seen_filtered].set_index("user_idx").hit_rate_at_10
+    for example in report.examples:
+        assert hit[int(example.user_id[1:])] == any(item.hit for item in example.lists["student"])
+
+
+def test_the_next_item_alone_can_be_asked(write_dataset: WriteDataset, good: Towers, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    histories = [rng.permutation(N_ITEMS)[:8].tolist() for _ in range(50)]
+    dataset = write_dataset(histories, [4] * 50, [5] * 50, n_items=N_ITEMS, protocol="temporal")
+    config = CONFIG.model_copy(update={"targets": "next"})
+    report = evaluate(dataset, good, None, config, tmp_path / "next" / "report", runtime=QUIET)
+    assert {row.protocol for row in report.rows} == {"temporal_next"}
+    assert report.value("student", "recall", 10) == report.value("student", "hit_rate", 10)
+    for example in report.examples:
+        assert [item.item_id for item in example.targets] == [f"i{histories[int(example.user_id[1:])][5]}"]
+    every = evaluate(dataset, good, None, CONFIG, tmp_path / "all" / "report", runtime=QUIET)
+    assert {row.protocol for row in every.rows} == {"temporal"}
+    assert {len(example.targets) for example in every.examples} == {3}
+
+
+def test_what_was_bought_may_be_bought_again(write_dataset: WriteDataset, tmp_path: Path) -> None:
+    """Item 1 was bought, item 2 only viewed; both follow again. The model puts them first, then all others."""
+    view, purchase = 0, 2
+    towers = Towers(np.eye(N_ITEMS, dtype=np.float32), np.zeros((N_ITEMS, N_ITEMS), np.float32))
+    towers.after[:] = -np.arange(N_ITEMS)
+    towers.after[:, [1, 2]] = [2, 1]
+    dataset = write_dataset(
+        [[1, 2, 3, 1, 2, 5]] * 30,
+        [3] * 30,
+        [3] * 30,
+        n_items=N_ITEMS,
+        protocol="temporal",
+        event_types=[[purchase, view, view, purchase, view, view]] * 30,
+    )
+    config = CONFIG.model_copy(update={"repurchases": True, "ks": (1, 5, 10)})
+    report = evaluate(dataset, towers, None, config, tmp_path / "again" / "report", runtime=QUIET)
+    again = report.examples[0]
+    assert [item.item_id for item in again.targets] == ["i1", "i5"]
+    assert [item.item_id for item in again.lists["student"]][:4] == ["i1", "i0", "i4", "i5"]
+    assert report.value("student", "precision", 1) == 1
+    assert report.value("student", "recall", 5) == 1
+    assert report.value("student", "recall", 1, seen_filtered=False) == pytest.approx(1 / 3)  # 1 of 1, 2 and 5
+    never = evaluate(dataset, towers, None, CONFIG, tmp_path / "never" / "report", runtime=QUIET)
+    assert [item.item_id for item in never.examples[0].targets] == ["i5"]
+    assert [item.item_id for item in never.examples[0].lists["student"]][:3] == ["i0", "i4", "i5"]
+
+
+def test_plots_are_written_for_slides(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = write_pngs(report, tmp_path / "slides")
+    assert [path.name for path in paths] == ["recall_curves.png", "differences.png", "segments.png"]
+    for path in paths:
+        content = path.read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(content[16:20], "big") == 1600  # pixels wide
+
+
+def test_plots_say_what_they_need(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        write_pngs(report, tmp_path / "slides")
+    assert not (tmp_path / "slides").exists()
+
+
 def test_config_refuses_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match="user_segments"):
+        EvaluateConfig(user_segments=(5, 5, 20))
     with pytest.raises(ValueError, match="must ascend"):
         EvaluateConfig(ks=(10, 5))
     with pytest.raises(ValueError, match="primary_k = 10 must be one of ks"):
