@@ -42,7 +42,7 @@ def ingest(job: Job) -> dict[str, Any]:
 
     part = _part(job, events["timestamp"])
     for number, name in enumerate(PARTS):
-        # `to_numpy` rather than `list`: it makes no Python object of each number, which takes a third less time.
+        # `to_numpy` rather than `list`: no Python object is made of each number, which saves about a tenth in all.
         lists = events[part == number].groupby("user_idx", sort=False)[LISTS].agg(pd.Series.to_numpy)
         _write(job, name, lists.reset_index())
     return counted(rows_in, len(events), quarantined, exact, same)
