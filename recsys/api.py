@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, load_config, validated
 from recsys.errors import InputError
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from recsys.artifacts import Artifact
     from recsys.evaluation.report import Report
+    from recsys.evaluation.tuning import Tuning
     from recsys.ingest.dataset import Dataset, Sequences
     from recsys.ranking.ranker import Ranker
     from recsys.ranking.recommend import Recommendations
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from recsys.soft_labels import SoftLabels
     from recsys.student.model import Student
     from recsys.teacher.model import Teacher
+    from recsys.text import TextVectors
+
+A = TypeVar("A", bound="Artifact")
 
 
 def open_run(path: str | Path) -> Run:
@@ -110,6 +115,27 @@ class Run:
         from recsys.evaluation.report import Report
 
         return Report.open(self.folder("evaluate"))
+
+    @property
+    def text_vectors(self) -> TextVectors | None:
+        """The items' text vectors, which teacher and student share; None before either was trained on this dataset."""
+        from recsys.text import TextVectors
+
+        return self._of_this_dataset(TextVectors, "text_vectors")
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `recsys baselines` found; None if it was not run on this dataset."""
+        from recsys.evaluation.tuning import Tuning
+
+        return self._of_this_dataset(Tuning, "tuning")
+
+    def _of_this_dataset(self, kind: type[A], name: str) -> A | None:
+        """An artifact that a run may have or not, unless it was made of a dataset that has been replaced."""
+        if not (self.path / name).exists():
+            return None
+        artifact = kind.open(self.path / name)
+        return artifact if artifact.manifest["inputs"].get("dataset") == self.dataset.fingerprint else None
 
     def recommend(
         self,

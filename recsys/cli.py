@@ -295,6 +295,41 @@ def evaluate(
         typer.echo(f"open the report: {evaluated.folder('evaluate') / evaluated.report.html.name}")
 
 
+@app.command(
+    epilog=_examples(
+        "recsys baselines -c pipelines/sample.toml",
+        "recsys baselines -c shop.toml --set baselines.budget_seconds=3600 && recsys evaluate -c shop.toml",
+    )
+)
+def baselines(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per trial to stdout.")] = False,
+) -> None:
+    """Find the baselines' best parameters on the validation part.
+
+    Each starts with its defaults and tries others until the time is spent ([baselines] in the config). The next report
+    takes what was best; the test part is not read.
+    """
+    from recsys import pipeline
+    from recsys.evaluation.tuning import best
+
+    tuning = pipeline.tune_baselines(load_config(config, overrides or []), force=force)
+    if as_json:
+        for trial in tuning.trials:
+            typer.echo(json.dumps(asdict(trial), ensure_ascii=False))
+    else:
+        defaults = {trial.baseline: trial for trial in reversed(tuning.trials)}  # the first of each
+        typer.echo(f"{'validation NDCG@10':<24}{'default':>9}{'best':>9}{'trials':>8}  parameters")
+        for name, trial in best(tuning.trials).items():
+            n = sum(each.baseline == name for each in tuning.trials)
+            said = " ".join(f"{key}={value:g}" for key, value in trial.parameters.items())
+            typer.echo(f"{name:<24}{defaults[name].ndcg_at_10:>9.4f}{trial.ndcg_at_10:>9.4f}{n:>8}  {said}".rstrip())
+    for name, reason in tuning.left_out.items():
+        _say(f"! {name} was left out: {reason}")
+
+
 def _evaluate_lists(path: Path, config: PipelineConfig, *, seen_filtered: bool, as_json: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -312,7 +347,14 @@ def _evaluate_lists(path: Path, config: PipelineConfig, *, seen_filtered: bool, 
             do="correct --recs",
         ) from None
     dataset = Run(config.run_dir).dataset
-    scores = score_lists(table, dataset, ks=config.evaluate.ks, seen_filtered=seen_filtered)
+    scores = score_lists(
+        table,
+        dataset,
+        ks=config.evaluate.ks,
+        seen_filtered=seen_filtered,
+        only_next=config.evaluate.targets == "next",
+        repurchases=config.evaluate.repurchases,
+    )
     said = {"protocol": dataset.protocol, "seen_filtered": seen_filtered, "users": scores.counts["users"]}
     for name, value in scores.means.items():
         typer.echo(json.dumps({"metric": name, "value": value} | said) if as_json else f"{name:<18}{value:.4f}")
@@ -386,6 +428,34 @@ def compare(
             typer.echo(json.dumps(row, ensure_ascii=False))
         for note in found.notes:
             _say(f"! {note}")
+    else:
+        typer.echo(found.to_text())
+
+
+@app.command(
+    epilog=_examples(
+        "recsys folds -c pipelines/sample.toml",
+        "recsys folds -c shop.toml --folds 4 --tune --json | grep difference",
+    )
+)
+def folds(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    n_folds: Annotated[int, typer.Option("--folds", min=2, help="Test windows, one before the other.")] = 3,
+    tune: Annotated[bool, typer.Option("--tune", help="Find the baselines' best parameters in every fold.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per figure.")] = False,
+) -> None:
+    """Run everything for several test windows.
+
+    The first is the config's own; each other one ends where the one after it begins, and knows nothing of what came
+    later. The table says whether a verdict holds in more weeks than one. What is up to date is not done again.
+    """
+    from recsys.folds import run_folds
+
+    found = run_folds(load_config(config, overrides or []), n_folds, tune=tune, say=_say)
+    if as_json:
+        for row in found.to_rows():
+            typer.echo(json.dumps(row, ensure_ascii=False))
     else:
         typer.echo(found.to_text())
 

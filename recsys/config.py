@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from recsys.errors import InputError
-from recsys.evaluation.config import EvaluateConfig
+from recsys.evaluation.config import EvaluateConfig, TuningConfig
 from recsys.ingest.config import IngestConfig
 from recsys.ranking.config import RecommendConfig
 from recsys.retrieval.config import IndexConfig
@@ -81,6 +81,9 @@ class PipelineConfig(BaseModel):
     index: IndexConfig = Field(default_factory=IndexConfig, description="the item index")
     recommend: RecommendConfig = Field(default_factory=RecommendConfig, description="the lists that are written")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the report")
+    baselines: TuningConfig = Field(
+        default_factory=TuningConfig, description="the search for the baselines' best parameters (`recsys baselines`)"
+    )
 
     def runtime(self, *, progress: bool = True) -> Runtime:
         """The options that every stage takes."""

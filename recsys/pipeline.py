@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recsys.api import Run
 from recsys.artifacts import Artifact
 from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, write_config
 from recsys.errors import InputError
 from recsys.runtime import Runtime
+
+if TYPE_CHECKING:
+    from recsys.evaluation.tuning import Tuning
 
 
 def run(
@@ -89,6 +92,27 @@ def run_stage(
     return artifact
 
 
+def tune_baselines(config: PipelineConfig, *, force: bool = False, progress: bool = True) -> Tuning:
+    """Find the baselines' best parameters on the validation part; the next report takes them.
+
+    Args:
+        config: the whole config; the dataset must have been written.
+        force: search again even if it is up to date.
+        progress: draw progress bars on a terminal.
+
+    Raises:
+        InputError: there is no dataset yet, nobody to ask, or a baseline is unknown or cannot run.
+    """
+    from recsys.evaluation.tuning import tune_baselines as search
+    from recsys.text import TextVectorsConfig, text_vectors
+
+    run, runtime = Run(config.run_dir), config.runtime(progress=progress)
+    # The same as the student's, so that they are made once.
+    encoder = TextVectorsConfig(encoder=config.distill.encoder)
+    text = text_vectors(run.dataset, encoder, run.path / "text_vectors", runtime=runtime)
+    return search(run.dataset, config.baselines, run.path / "tuning", text=text, runtime=runtime, force=force)
+
+
 def validate(config: PipelineConfig) -> None:
     """Open the log and the catalogue as `ingest` would: columns, event types and titles are checked, nothing is kept.
 
@@ -137,6 +161,7 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
             from recsys.evaluation.evaluate import evaluate
 
             teacher = run.teacher if config.use_teacher else None
+            options |= {"text": run.text_vectors, "tuning": run.tuning}
             return evaluate(run.dataset, run.student, teacher, config.evaluate, out, **options)
     raise AssertionError(stage)
 

@@ -356,6 +356,30 @@ def test_audit_finds_nothing_in_a_clean_run_and_a_planted_leak(finished: Run, ti
     assert findings["training_after_cut"]["found"] and findings["training_after_cut"]["count"] > 0
 
 
+def test_tuned_baselines_stand_in_the_next_report(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished.path, run_dir, symlinks=True)
+    config = ["-c", tiny_toml, "--set", f"run_dir={run_dir}", "--set", "baselines.max_trials=4"]
+    few = ["--set", 'baselines.baselines=["item_knn", "text_similarity"]', "--set", 'evaluate.baselines=["item_knn"]']
+    found = recsys("baselines", *config, *few)
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"^item_knn +0\.\d{4} +0\.\d{4} +4  neighbours=\d+ shrinkage=", found.stdout, re.MULTILINE)
+    trials = [json.loads(line) for line in recsys("baselines", *config, *few, "--json").stdout.splitlines()]
+    assert [trial["baseline"] for trial in trials].count("text_similarity") == 4
+    best = max((trial for trial in trials if trial["baseline"] == "item_knn"), key=lambda trial: trial["ndcg_at_10"])
+    evaluated = recsys("evaluate", *config, *few, "--set", "evaluate.teacher_users=0")
+    assert evaluated.returncode == 0, evaluated.stderr
+    report = Run(run_dir).report
+    assert {row.model for row in report.rows} == {"student", "item_knn"}
+    assert (report.baselines["item_knn"].parameters, report.baselines["item_knn"].tuned) == (best["parameters"], True)
+    # A tuning of another dataset says nothing of this one.
+    assert recsys("ingest", *config, "--set", "ingest.session_gap_minutes=7").returncode == 0
+    assert Run(run_dir).tuning is None
+    unknown = recsys("baselines", *config, "--set", 'baselines.baselines=["nobody"]')
+    assert unknown.returncode == 2
+    assert "unknown baseline 'nobody'" in unknown.stderr
+
+
 def test_evaluate_measures_the_lists_of_any_system(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
     """Lists that hold the targets and nothing else are perfect; one user without a list costs its share."""
     dataset = finished.dataset

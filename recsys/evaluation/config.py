@@ -1,4 +1,4 @@
-"""Config of the evaluate stage."""
+"""Configs of the evaluate stage and of the baselines' tuning."""
 
 from __future__ import annotations
 
@@ -43,16 +43,10 @@ class EvaluateConfig(BaseModel):
         100, description="unseen items that the teacher reranks per user, from student and ordered item-kNN", ge=1
     )
 
-    item_knn_neighbours: int = Field(1000, description="most similar items that item-kNN keeps for each item", ge=1)
-    item_knn_shrinkage: float = Field(
-        1.0,
-        description="added to the denominator of item-kNN's cosine: damps similarities that rest on few users",
-        ge=0,
-    )
-    recent_days: int = Field(
-        7,
-        description="also rank by popularity in the last so many days of train (temporal split only); 0: do not",
-        ge=0,
+    baselines: tuple[str, ...] = Field(
+        (),
+        description="which baselines stand beside the models; empty: all that can run here. They take the parameters "
+        "that `recsys baselines` chose, where it was run",
     )
 
     user_segments: tuple[int, int, int] = Field(
@@ -90,3 +84,19 @@ class EvaluateConfig(BaseModel):
         if self.primary_k not in self.ks:
             raise ValueError(f"primary_k = {self.primary_k} must be one of ks = {list(self.ks)}")
         return self
+
+
+class TuningConfig(BaseModel):
+    """What is searched for the baselines' best parameters, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    baselines: tuple[str, ...] = Field((), description="which baselines; empty: all that can run here")
+    budget_seconds: float = Field(
+        600, description="time for all trials together; none begins that would exceed it", gt=0
+    )
+    max_trials: int = Field(30, description="most trials of one baseline", ge=1)
+    max_users: int = Field(
+        10_000, description="a larger validation part is asked on so many users, drawn by seed", ge=1
+    )
+    seen_filtered: bool = Field(True, description="whether items of the history are dropped from lists and targets")

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.artifacts import Draft, Recipe, write_json
 from recsys.errors import InputError
-from recsys.evaluation.baselines import ItemKNN, MostPopular, OrderedItemKNN
+from recsys.evaluation.asked import history_blocks, next_only, unseen_targets
+from recsys.evaluation.baselines import OrderedItemKNN
 from recsys.evaluation.beyond import (
     CategoryDiversity,
     ColdShare,
@@ -25,15 +26,15 @@ from recsys.evaluation.beyond import (
     ListProperty,
     Novelty,
     Popularity,
+    TextDiversity,
     ValueRecall,
     category_codes,
     popularity_lift,
 )
 from recsys.evaluation.config import EvaluateConfig
-from recsys.evaluation.lists import hits_of
 from recsys.evaluation.metrics import Metric, metrics_at
 from recsys.evaluation.page import render
-from recsys.evaluation.ranking import RankedBlock, Scorer, Scores, rank, tie_keys, top_k
+from recsys.evaluation.ranking import Scorer, rank
 from recsys.evaluation.report import (
     EXAMPLES_FILE,
     METRICS_FILE,
@@ -57,18 +58,17 @@ from recsys.evaluation.segments import (
     Members,
     Segmentation,
     category_segments,
-    history_blocks,
     intervals,
-    not_again,
     popularity_segments,
     summarise_segments,
-    unseen_targets,
     user_segments,
 )
 from recsys.evaluation.significance import holm, randomization_p_values
+from recsys.evaluation.tuning import Setting, Tuning, fit_baselines, settings
 from recsys.evidence import Cooccurrence
-from recsys.ingest.dataset import Cases, Dataset, Ragged, Sequences
+from recsys.ingest.dataset import Cases, Dataset, Ragged
 from recsys.runtime import Runtime
+from recsys.text import TextVectors
 
 Values = npt.NDArray[np.float64]
 
@@ -90,6 +90,8 @@ def evaluate(
     config: EvaluateConfig,
     out: Path,
     *,
+    text: TextVectors | None = None,
+    tuning: Tuning | None = None,
     runtime: Runtime | None = None,
     force: bool = False,
 ) -> Report:
@@ -105,11 +107,13 @@ def evaluate(
         teacher: what `teach` wrote, or None to leave it out.
         config: metrics, sizes and intervals.
         out: where the artifact goes, e.g. `runs/sample/report`.
+        text: the items' text vectors; without them the baselines that read titles are left out.
+        tuning: what `recsys baselines` wrote; without it baselines take their defaults.
         runtime: seed, device and progress bars.
         force: measure again even when `out` is up to date.
 
     Raises:
-        InputError: there is nobody to ask.
+        InputError: there is nobody to ask, or a baseline of the config is unknown or cannot run.
         RecsysError: a model gave a score that is NaN.
     """
     runtime = runtime or Runtime()
@@ -117,7 +121,9 @@ def evaluate(
     recipe = Recipe(
         kind=Report.kind,
         config=config,
-        inputs={"dataset": dataset.fingerprint} | {name: model.fingerprint for name, model in models.items()},
+        inputs={"dataset": dataset.fingerprint}
+        | {name: model.fingerprint for name, model in models.items()}
+        | {each.kind: each.fingerprint for each in (text, tuning) if each is not None},
         seed=runtime.seed,
         modules=(
             "recsys.evaluation",
@@ -136,7 +142,11 @@ def evaluate(
                 do="end the training part earlier (the split's settings under [ingest]), or bring more events",
             )
         with recipe.build(out) as draft:
-            measured = _measure(dataset, student, teacher, cases, config, runtime)
+            vectors = None if text is None else text.vectors
+            baselines = settings(
+                dataset, tuning.trials if tuning else (), baselines=config.baselines, has_text=vectors is not None
+            )
+            measured = _measure(dataset, student, teacher, baselines, vectors, cases, config, runtime)
             _write(measured, dataset, models, recipe, config, draft)
     return Report.open(out)
 
@@ -163,6 +173,7 @@ class Measured:
         targets: per rule, the targets that count, [n_cases] rows.
         examples: the cases to show, ascending.
         lists: per model, its first items under the rule of the verdict, [n_examples, primary_k]; −1 for none.
+        baselines: what they were fitted with.
     """
 
     cases: Cases
@@ -180,12 +191,15 @@ class Measured:
     exposure: dict[tuple[str, bool], Exposure] = field(default_factory=dict)
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
     lists: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    baselines: dict[str, Setting] = field(default_factory=dict)
 
 
 def _measure(
     dataset: Dataset,
     student: TwoTower,
     teacher: PairScorer | None,
+    baselines: dict[str, Setting],
+    vectors: npt.NDArray[np.float32] | None,
     cases: Cases,
     config: EvaluateConfig,
     runtime: Runtime,
@@ -193,28 +207,27 @@ def _measure(
     runtime.torch_device()  # sets the threads
     cases = _select(cases, _sample(len(cases), config.max_users, np.random.default_rng([runtime.seed, _USERS])))
     if config.targets == "next":
-        # A row of targets begins with the item of the first event.
-        cases = Cases(
-            cases.user_idx,
-            cases.history_end,
-            Ragged(np.arange(len(cases) + 1), cases.targets.values[cases.targets.offsets[:-1]]),
-        )
+        cases = next_only(cases)
     everybody = np.arange(len(cases))
     sample = everybody
     if teacher is not None and config.teacher_users:
         sample = _sample(len(cases), config.teacher_users, np.random.default_rng([runtime.seed, _TEACHER_USERS]))
-    measured = _prepare(dataset, cases, sample, config, runtime)
-    scorers: dict[str, Scorer] = {}
+    measured = _prepare(dataset, vectors, cases, sample, config, runtime)
+    measured.baselines |= baselines
+    of_student = StudentScorer(student, runtime)
+    ordered: Scorer | None = None
+    _add(measured, of_student, dataset, everybody, 0.0, config, runtime)
     started = time.perf_counter()
-    for scorer in _scorers(dataset, student, config, runtime):
+    for scorer in fit_baselines(dataset, baselines, vectors=vectors, seed=runtime.seed):
         fitted = time.perf_counter() - started
-        scorers[scorer.name] = scorer
         _add(measured, scorer, dataset, everybody, fitted, config, runtime)
+        if scorer.name == OrderedItemKNN.name:
+            ordered = scorer  # the only one to keep: others may be as large as the square of the catalogue
         started = time.perf_counter()
     if teacher is not None and config.teacher_users:
         reranker = TeacherScorer(
             teacher,
-            [scorers[StudentScorer.name], scorers[OrderedItemKNN.name]],
+            [of_student, ordered or OrderedItemKNN(Cooccurrence.fit(dataset.train, dataset.n_items))],
             n_candidates=config.teacher_candidates,
             n_items=dataset.n_items,
             runtime=runtime,
@@ -224,7 +237,12 @@ def _measure(
 
 
 def _prepare(
-    dataset: Dataset, cases: Cases, sample: npt.NDArray[np.int64], config: EvaluateConfig, runtime: Runtime
+    dataset: Dataset,
+    vectors: npt.NDArray[np.float32] | None,
+    cases: Cases,
+    sample: npt.NDArray[np.int64],
+    config: EvaluateConfig,
+    runtime: Runtime,
 ) -> Measured:
     """What is the same for all models: who stands in which segment, and who is shown."""
     second = "recall" if config.primary_metric != "recall" else "ndcg"
@@ -252,6 +270,7 @@ def _prepare(
             Novelty(COVERAGE_K, counts),
             ColdShare(COVERAGE_K, counts),
             CategoryDiversity(COVERAGE_K, category_codes(dataset.items["category"])),
+            *([] if vectors is None else [TextDiversity(COVERAGE_K, vectors)]),
         ],
         ValueRecall(COVERAGE_K, np.maximum(dataset.items["price"].to_numpy().astype(np.float64), 0)),
         chosen,
@@ -270,17 +289,6 @@ def _segmentations(dataset: Dataset, items: npt.NDArray[np.int64], config: Evalu
     ]
 
 
-def _scorers(dataset: Dataset, student: TwoTower, config: EvaluateConfig, runtime: Runtime) -> Iterator[Scorer]:
-    """The models that answer everybody, each made when it is asked for, so that its time can be taken."""
-    train, n_items = dataset.train, dataset.n_items
-    yield StudentScorer(student, runtime)
-    yield OrderedItemKNN(Cooccurrence.fit(train, n_items))
-    yield ItemKNN(train, n_items, neighbours=config.item_knn_neighbours, shrinkage=config.item_knn_shrinkage)
-    if config.recent_days and dataset.protocol == "temporal":
-        yield MostPopular(train, n_items, days=config.recent_days)
-    yield MostPopular(train, n_items)
-
-
 def _add(
     measured: Measured,
     scorer: Scorer,
@@ -295,7 +303,6 @@ def _add(
     started = time.perf_counter()
     cases = _select(measured.cases, sample)
     by_segment = len(sample) == len(measured.cases)
-    unseen = measured.targets[True].select(sample) if config.repurchases else None
     k = max(COVERAGE_K, *(metric.k for metric in measured.metrics))
     lists = np.full((len(measured.examples), config.primary_k), -1, dtype=np.int32)
     targets = {rule: measured.targets[rule].select(sample) for rule in (True, False)}
@@ -308,7 +315,7 @@ def _add(
             measured.segment_values[scorer.name, rule] = [
                 np.empty((len(members.case), len(measured.segment_metrics))) for members in measured.members[rule]
             ]
-    for ranked in _rank(scorer, dataset, cases, unseen, k=k, runtime=runtime, block=block):
+    for ranked in rank(scorer, dataset, cases, k=k, runtime=runtime, block=block, repurchases=config.repurchases):
         rule = ranked.seen_filtered
         values = np.column_stack([metric(ranked.hits, ranked.n_targets) for metric in measured.metrics])
         measured.values[scorer.name, rule][sample[ranked.rows]] = values
@@ -327,50 +334,6 @@ def _add(
     measured.lists[scorer.name] = lists
     seconds = time.perf_counter() - started
     measured.timings[scorer.name] = {"fit": round(fitted, 3), "rank": round(seconds, 3), "users": len(sample)}
-
-
-def _rank(
-    scorer: Scorer,
-    dataset: Dataset,
-    cases: Cases,
-    unseen: Ragged | None,
-    *,
-    k: int,
-    runtime: Runtime,
-    block: int | None,
-) -> Iterator[RankedBlock]:
-    """As `rank`; with repurchases, what may be recommended again (see `not_again`) stays in the filtered lists.
-
-    `unseen`: with repurchases the targets that count, [n_cases] rows; else None.
-    """
-    if unseen is None:
-        yield from rank(scorer, dataset, cases, k=k, runtime=runtime, block=block)
-        return
-    remembered = _Remembered(scorer)
-    for ranked in rank(remembered, dataset, cases, k=k, runtime=runtime, block=block):
-        if not ranked.seen_filtered:
-            yield ranked
-            continue
-        scores, histories = remembered.scores, remembered.histories
-        gone = not_again(histories, dataset.n_items, repurchases=True)
-        scores[np.repeat(np.arange(len(histories)), histories.lengths)[gone], histories.item_idx[gone]] = -np.inf
-        items = top_k(scores, k, tie_keys(cases.user_idx[ranked.rows], runtime.seed))
-        targets = unseen.select(np.arange(ranked.rows.start, ranked.rows.stop))
-        yield RankedBlock(ranked.rows, True, items, hits_of(items, targets), targets.lengths)
-
-
-class _Remembered:
-    """A scorer whose last answer can be looked at again."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer, self.name = scorer, scorer.name
-        self.scores: Scores
-        self.histories: Sequences
-
-    def score(self, histories: Sequences) -> Scores:
-        scores = self.scorer.score(histories)
-        self.scores, self.histories = scores.copy(), histories
-        return scores
 
 
 def summarise(
@@ -583,6 +546,7 @@ def _write(
         segment_gains=gains,
         timings=measured.timings,
         examples=_examples(measured, dataset, config),
+        baselines=measured.baselines,
     )
     of_rows = ("rows", "differences", "coverage", "beyond", "segments", "segment_gains")
     write_json(draft.path / METRICS_FILE, {name: [asdict(row) for row in getattr(figures, name)] for name in of_rows})
@@ -592,7 +556,11 @@ def _write(
     (draft.path / PAGE_FILE).write_text(page, encoding="utf-8")
     draft.counts |= {"users": headline[0].n_users}
     draft.counts |= {f"{row.model}_{row.metric}_at_{row.k}": row.value for row in headline}
-    draft.info |= {"protocol": protocol, "timings": measured.timings}
+    draft.info |= {
+        "protocol": protocol,
+        "timings": measured.timings,
+        "baselines": {name: asdict(setting) for name, setting in measured.baselines.items()},
+    }
 
 
 def _write_users(measured: Measured, path: Path) -> None:

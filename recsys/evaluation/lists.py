@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import InputError
+from recsys.evaluation.asked import next_only, seen_keys, unseen_targets
 from recsys.evaluation.metrics import METRICS, Bools, Metric, Values, metrics_at
 from recsys.ingest.dataset import Dataset, Part, Ragged
 
@@ -70,6 +71,8 @@ def score_lists(
     ks: Iterable[int] = (10, 20, 100),
     metrics: Sequence[str] | None = None,
     seen_filtered: bool = True,
+    only_next: bool = False,
+    repurchases: bool = False,
 ) -> ListScores:
     """Measure recommendations given by the shop's own ids; see this module on what is settled how.
 
@@ -82,6 +85,8 @@ def score_lists(
         metrics: names such as "ndcg"; all by default.
         seen_filtered: drop items of the user's history from the lists (what follows moves up) and from the targets.
             Users who have no target left are not asked.
+        only_next: ask only for the item of the next event.
+        repurchases: what a user has bought before is not dropped; see `recsys.evaluation.asked.not_again`.
 
     Returns:
         Per-user values, and these counts: `rows`; `unknown_user_rows` and `unknown_users`, ignored; `unasked_rows`, of
@@ -99,16 +104,8 @@ def score_lists(
     order = recommendations[by].to_numpy()
     order = order if by == "rank" else -order.astype(np.float64)
 
-    cases = dataset.cases(part)
-    targets = cases.targets
-    seen_keys = np.empty(0, dtype=np.int64)
-    if seen_filtered:
-        histories = dataset.histories(cases.user_idx, cases.history_end)
-        row = np.repeat(np.arange(len(cases)), histories.lengths)
-        seen_keys = np.unique(row * np.int64(dataset.n_items) + histories.item_idx)
-        row = np.repeat(np.arange(len(cases)), targets.lengths)
-        left = ~_among(row * np.int64(dataset.n_items) + targets.values, seen_keys)
-        targets = Ragged(np.append(0, np.cumsum(left))[targets.offsets], targets.values[left])
+    cases = next_only(dataset.cases(part)) if only_next else dataset.cases(part)
+    targets = unseen_targets(dataset, cases, repurchases=repurchases) if seen_filtered else cases.targets
     asked = targets.lengths > 0
 
     unknown = user < 0
@@ -128,11 +125,10 @@ def score_lists(
         "users_without_list": int(asked.sum()) - len(np.unique(position[kept])),
     }
     if seen_filtered:
-        # Users are numbered among all cases in the keys, and among those asked from here on.
-        among_cases = np.flatnonzero(asked)
-        key = among_cases[position[kept]] * np.int64(dataset.n_items) + item[kept]
+        histories = dataset.histories(cases.user_idx[asked], cases.history_end[asked])
+        key = position[kept] * np.int64(dataset.n_items) + item[kept]
         seen = np.zeros(len(user), dtype=np.bool_)
-        seen[kept] = _among(key, seen_keys) & (item[kept] >= 0)
+        seen[kept] = _among(key, seen_keys(histories, dataset.n_items, repurchases=repurchases)) & (item[kept] >= 0)
         kept &= ~seen
         counts["seen_rows"] = int(seen.sum())
     else:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from recsys import __version__
 from recsys.artifacts import Recipe
-from recsys.evaluation.beyond import CategoryDiversity, ColdShare, Novelty, ValueRecall
+from recsys.evaluation.beyond import CategoryDiversity, ColdShare, Novelty, TextDiversity, ValueRecall
 from recsys.evaluation.config import EvaluateConfig
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.report import (
@@ -25,6 +25,7 @@ from recsys.evaluation.report import (
     Shown,
 )
 from recsys.evaluation.scorers import Fitted
+from recsys.evaluation.tuning import Setting
 from recsys.ingest.dataset import Dataset
 from recsys.ingest.report.page import data_section
 from recsys.page import (
@@ -46,8 +47,13 @@ from recsys.page import (
 LABELS: Final[Mapping[str, str]] = {
     "student": "Student",
     "teacher": "Teacher",
+    "ordered_item_knn_text": "Ordered item-kNN with text",
     "ordered_item_knn": "Ordered item-kNN",
+    "ease": "EASE",
     "item_knn": "Item-kNN",
+    "als": "ALS",
+    "bpr": "BPR",
+    "text_similarity": "Text similarity",
     "recently_popular": "Recently popular",
     "most_popular": "Most popular",
 }
@@ -58,15 +64,20 @@ STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
     "student": (BLUE, "circle", "solid"),
     "teacher": (VERMILION, "diamond", "solid"),
     "ordered_item_knn": (GREEN, "square", "dash"),
+    "ordered_item_knn_text": (GREEN, "star", "solid"),
+    "ease": (SKY, "pentagon", "dash"),
     "item_knn": (PINK, "triangle-up", "dot"),
+    "als": (INK, "triangle-down", "dot"),
+    "bpr": (INK, "square", "dashdot"),
+    "text_similarity": (PINK, "hexagon", "dashdot"),
     "recently_popular": (ORANGE, "x", "dashdot"),
     "most_popular": (GREY, "cross", "longdash"),
 }
 OTHER_STYLES: Final = (
     (SKY, "star", "solid"),
-    (INK, "triangle-down", "dash"),
+    (INK, "diamond", "dash"),
     (SKY, "hexagon", "dot"),
-    (INK, "pentagon", "dashdot"),
+    (ORANGE, "pentagon", "longdash"),
 )
 
 NAMES: Final[Mapping[str, str]] = {
@@ -100,6 +111,18 @@ class _Measure:
     definition: str
 
 
+BASELINE_TEXTS: Final[Mapping[str, str]] = {
+    "most_popular": "number of training events",
+    "recently_popular": "of the last days only",
+    "item_knn": "cosine over the users that had both items",
+    "ordered_item_knn": "what comes after what, and how soon; recent events count more",
+    "ordered_item_knn_text": "the same, and titles that read alike",
+    "text_similarity": "items whose text reads like the history's",
+    "ease": "a linear model of each item from all others, in closed form (Steck, 2019)",
+    "als": "matrix factorisation by alternating least squares (Hu et al., 2008)",
+    "bpr": "matrix factorisation by pairwise ranking (Rendle et al., 2009)",
+}
+
 MEASURES: Final[Mapping[str, _Measure]] = {
     "gini": _Measure(
         "Gini index", "", "how unevenly the catalogue's items are shown: 0 if all alike, near 1 if a few have it all"
@@ -115,6 +138,7 @@ MEASURES: Final[Mapping[str, _Measure]] = {
             (Novelty, " bits"),
             (ColdShare, "%"),
             (CategoryDiversity, "%"),
+            (TextDiversity, ""),
             (ValueRecall, "%"),
         )
     },
@@ -618,6 +642,7 @@ def _data(dataset: Dataset) -> str:
 
 def _definitions(dataset: Dataset, figures: _Figures) -> str:
     config = figures.config
+    shown = {row.model for row in figures.all.rows}
     terms = [(f"{metric.title}@k", escape(metric.definition)) for metric in METRICS]
     terms += [
         ("Protocol", escape(PROTOCOLS.get(figures.protocol, figures.protocol)) + _moments(dataset)),
@@ -656,9 +681,10 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
         ),
         (
             "Baselines",
-            "Fitted on the training part only, asked with the same histories as the student. <i>Most popular</i>: "
-            "number of training events. <i>Item-kNN</i>: cosine over the users that had both items. <i>Ordered "
-            "item-kNN</i>: what comes after what, and how soon; recent events count more.",
+            "Fitted on the training part only, asked with the same histories as the student. What a baseline says "
+            "nothing of comes last, the most popular first. "
+            + " ".join(f"<i>{label(name)}</i>: {text}." for name, text in BASELINE_TEXTS.items() if name in shown)
+            + _settings(figures.all.baselines),
         ),
     ]
     return f"""<section>
@@ -666,6 +692,23 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
 <dl>{"".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in terms)}</dl>
 </section>
 """
+
+
+def _settings(baselines: Mapping[str, Setting]) -> str:
+    """What the baselines were fitted with."""
+    lines = "".join(
+        f"<tr><td>{label(name)}</td><td>{'tuned on validation' if setting.tuned else 'defaults'}</td><td>"
+        + ", ".join(f"{escape(words(key))} {value:g}" for key, value in setting.parameters.items())
+        + "</td></tr>"
+        for name, setting in baselines.items()
+        if setting.parameters
+    )
+    if not lines:
+        return ""
+    return (
+        '<details><summary>Their parameters</summary><div class="scroll"><table class="plain"><thead><tr><th>Baseline'
+        f"</th><th>chosen</th><th>parameters</th></tr></thead><tbody>{lines}</tbody></table></div></details>"
+    )
 
 
 def _but_bought(config: EvaluateConfig) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from recsys.errors import RecsysError
+from recsys.evaluation.asked import not_again
 from recsys.ingest.dataset import Cases, Dataset, Ragged, Sequences
 from recsys.runtime import Runtime
 
@@ -54,7 +55,7 @@ class RankedBlock:
 
     Attributes:
         rows: which cases.
-        seen_filtered: whether items of the history were dropped from the ranking and from the targets.
+        seen_filtered: whether items that may not be recommended again were dropped from ranking and targets.
         items: [n, k] int32, best first, −1 after the last item that may be recommended.
         hits: [n, k] bool, whether the item is one of the targets.
         n_targets: [n] int64; 0 where all targets were seen before.
@@ -75,6 +76,7 @@ def rank(
     k: int,
     runtime: Runtime,
     block: int | None = None,
+    repurchases: bool = False,
 ) -> Iterator[RankedBlock]:
     """Rank the catalogue for every case, with and without the items of the history, from one pass over the scores.
 
@@ -85,6 +87,8 @@ def rank(
         k: length of the lists.
         runtime: its seed orders ties.
         block: cases at a time; by default as many as keep memory bounded. It changes no result.
+        repurchases: what a user has bought before stays in the filtered ranking and among its targets; see
+            `recsys.evaluation.asked.not_again`.
 
     Yields:
         For each block of cases the unfiltered ranking, then the filtered one.
@@ -107,7 +111,8 @@ def rank(
         keys = tie_keys(users, runtime.seed)
         targets = item_mask(_rows(cases.targets, rows), n_items)
         yield _compare(top_k(scores, k, keys), targets, rows, seen_filtered=False)
-        seen = np.repeat(np.arange(len(users)), histories.lengths), histories.item_idx
+        gone = not_again(histories, n_items, repurchases=repurchases)
+        seen = np.repeat(np.arange(len(users)), histories.lengths)[gone], histories.item_idx[gone]
         scores[seen] = -np.inf
         targets[seen] = False
         yield _compare(top_k(scores, k, keys), targets, rows, seen_filtered=True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from recsys.artifacts import Artifact
 from recsys.errors import InputError
+from recsys.evaluation.tuning import Setting
 
 METRICS_FILE: Final = "metrics.json"
 USERS_FILE: Final = "per_user.parquet"
@@ -168,6 +169,7 @@ class Figures:
     segment_gains: list[SegmentGainRow]
     timings: dict[str, dict[str, float]]
     examples: list[Example]
+    baselines: dict[str, Setting]
 
 
 class Report(Artifact):
@@ -221,6 +223,11 @@ class Report(Artifact):
         """Per model, seconds of its `fit` and of its `rank` for so many `users` (under both rules for seen items)."""
         timings: dict[str, dict[str, float]] = self.manifest["info"]["timings"]
         return timings
+
+    @property
+    def baselines(self) -> dict[str, Setting]:
+        """What each baseline was fitted with, and whether that was tuned."""
+        return {name: Setting(**setting) for name, setting in self.manifest["info"]["baselines"].items()}
 
     @cached_property
     def examples(self) -> list[Example]:

@@ -10,7 +10,7 @@ Nothing here looks at the test part to draw its lines: users and items are told 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -25,7 +25,7 @@ from recsys.evaluation.metrics import Metric
 from recsys.evaluation.ranking import RankedBlock
 from recsys.evaluation.report import SegmentGainRow, SegmentKind, SegmentRow
 from recsys.evaluation.significance import percentile_interval, resampled_means
-from recsys.ingest.dataset import Cases, Dataset, Ragged, Sequences
+from recsys.ingest.dataset import Ragged
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -35,9 +35,6 @@ USER_NAMES: Final = ("new", "light", "regular", "heavy")
 HEAD, TAIL, COLD = POPULARITY_NAMES = ("head", "tail", "cold")
 OTHER_CATEGORIES: Final = "all others"
 NO_CATEGORY: Final = "without a category"
-
-# Events of histories held at a time, about 16 MB each as keys.
-_EVENTS: Final = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -117,45 +114,6 @@ def category_segments(
     code[-1] = len(order) + 1
     shown = tuple(str(names[first].as_py()) for first in order.tolist())
     return Segmentation("category", (*shown, OTHER_CATEGORIES, NO_CATEGORY), code[place])
-
-
-def not_again(histories: Sequences, n_items: int, *, repurchases: bool) -> Bools:
-    """Which events of histories stand for an item that may not be recommended again, [n_events].
-
-    Without repurchases every item of the history; with them only those that were looked at and never bought, because
-    what was bought may be bought again. It depends on the history alone: a rule that spared the targets would tell the
-    models the answer.
-    """
-    if not repurchases:
-        return np.ones(len(histories.item_idx), dtype=np.bool_)
-    keys = np.repeat(np.arange(len(histories)), histories.lengths) * np.int64(n_items) + histories.item_idx
-    bought = keys[histories.event_type == schema.EVENT_TYPES.index("purchase")]
-    return ~np.isin(keys, bought)
-
-
-def history_blocks(dataset: Dataset, cases: Cases) -> Iterator[tuple[slice, Sequences]]:
-    """The cases' histories, some cases at a time, so that memory stays bounded."""
-    events = np.cumsum(cases.history_end, dtype=np.int64)
-    start = 0
-    while start < len(cases):
-        before = events[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(events, before + _EVENTS, side="right")))
-        rows = slice(start, stop)
-        yield rows, dataset.histories(cases.user_idx[rows], cases.history_end[rows])
-        start = stop
-
-
-def unseen_targets(dataset: Dataset, cases: Cases, *, repurchases: bool) -> Ragged:
-    """The cases' targets without those that may not be recommended again (see `not_again`), [n_cases] rows."""
-    targets, n_items = cases.targets, np.int64(dataset.n_items)
-    kept = np.ones(len(targets.values), dtype=np.bool_)
-    for rows, histories in history_blocks(dataset, cases):
-        seen = np.repeat(np.arange(len(histories)), histories.lengths) * n_items + histories.item_idx
-        seen = seen[not_again(histories, dataset.n_items, repurchases=repurchases)]
-        flat = slice(targets.offsets[rows.start], targets.offsets[rows.stop])
-        row = np.repeat(np.arange(len(histories)), targets.lengths[rows])
-        kept[flat] = ~np.isin(row * n_items + targets.values[flat], seen)
-    return Ragged(np.append(0, np.cumsum(kept))[targets.offsets], targets.values[kept])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ class DistillConfig(BaseModel):
     encoder: str = Field(
         "minilm-l6", description="encoder of the frozen item texts: the bundled one, a name or a folder"
     )
+    use_text: bool = Field(
+        True, description="false: items are known by their ids alone, which makes the student a plain SASRec"
+    )
     dim: int = Field(128, ge=8, description="width of user and item vectors")
     layers: int = Field(2, ge=1, description="transformer layers of the user tower")
     heads: int = Field(2, ge=1, description="attention heads of the user tower")

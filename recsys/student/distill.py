@@ -72,11 +72,12 @@ def distill(
         ),
     )
     if force or not recipe.is_current(out):
-        text = text_vectors(
-            dataset, TextVectorsConfig(encoder=config.encoder), out.parent / "text_vectors", runtime=runtime
-        )
+        text = None
+        if config.use_text:
+            encoder = TextVectorsConfig(encoder=config.encoder)
+            text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
         with recipe.build(out) as draft:
-            _train(dataset, soft_labels, text.vectors, config, draft, runtime)
+            _train(dataset, soft_labels, text, config, draft, runtime)
     return Student.open(out)
 
 
@@ -129,7 +130,7 @@ def _batches(windows: Windows, positions: int, rng: np.random.Generator) -> list
 def _train(
     dataset: Dataset,
     soft_labels: SoftLabels | None,
-    text: npt.NDArray[np.float32],
+    text: npt.NDArray[np.float32] | None,
     config: DistillConfig,
     draft: Draft,
     runtime: Runtime,
@@ -155,10 +156,8 @@ def _train(
 
     seed_everything(runtime.seed)
     # Sentence vectors share a strong common direction, which says nothing about an item: it is taken out.
-    centred = torch.from_numpy(text - text.mean(0))
-    model = StudentModel(
-        config, torch.nn.functional.normalize(centred, dim=1), torch.from_numpy(known), n_event_types=n_types
-    ).to(device)
+    centred = None if text is None else torch.nn.functional.normalize(torch.from_numpy(text - text.mean(0)), dim=1)
+    model = StudentModel(config, centred, torch.from_numpy(known), n_event_types=n_types).to(device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     steps_per_epoch = len(_batches(windows, config.batch_positions, np.random.default_rng(0)))
     total = steps_per_epoch * config.epochs

@@ -18,33 +18,32 @@ from recsys.student.config import DistillConfig
 
 
 class ItemTower(nn.Module):
-    """Item vector = projection of the frozen text vector + id embedding.
+    """Item vector = projection of the frozen text vector (where there is one) + id embedding.
 
     An item without a training event has no id embedding of its own (it is kept at zero), so that it has a vector from
     the moment it has a title; id dropout trains the projection to stand alone.
     """
 
-    def __init__(self, text: torch.Tensor, known: torch.Tensor, *, dim: int, id_dropout: float) -> None:
+    def __init__(self, text: torch.Tensor | None, known: torch.Tensor, *, dim: int, id_dropout: float) -> None:
         super().__init__()
-        self.text = nn.Buffer(text, persistent=False)  # [n_items, width] float32
+        self.text = None if text is None else nn.Buffer(text, persistent=False)  # [n_items, width] float32
         self.known = nn.Buffer(known, persistent=False)  # [n_items] bool: has a training event
-        self.project = nn.Linear(text.shape[1], dim)
-        self.ids = nn.Embedding(len(text), dim)
+        self.ids = nn.Embedding(len(known), dim)
         self.id_dropout = id_dropout
-        nn.init.normal_(self.project.weight, std=0.05)
-        nn.init.zeros_(self.project.bias)
+        if text is not None:
+            self.project = nn.Linear(text.shape[1], dim)
+            nn.init.normal_(self.project.weight, std=0.05)
+            nn.init.zeros_(self.project.bias)
         nn.init.normal_(self.ids.weight, std=0.02)
 
     def forward(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of `items` ([m] int64; all items by default): [m, dim] float32."""
-        text, ids, keep = (
-            (self.text, self.ids.weight, self.known)
-            if items is None
-            else (self.text[items], self.ids(items), self.known[items])
-        )
+        ids, keep = (self.ids.weight, self.known) if items is None else (self.ids(items), self.known[items])
         if self.training and self.id_dropout:
             keep = keep & (torch.rand(len(keep), device=keep.device) >= self.id_dropout)
-        vectors: torch.Tensor = self.project(text) + ids * keep[:, None]
+        vectors: torch.Tensor = ids * keep[:, None]
+        if self.text is not None:
+            vectors = self.project(self.text if items is None else self.text[items]) + vectors
         return vectors
 
 
@@ -93,7 +92,9 @@ class UserTower(nn.Module):
 class StudentModel(nn.Module):
     """Both towers."""
 
-    def __init__(self, config: DistillConfig, text: torch.Tensor, known: torch.Tensor, *, n_event_types: int) -> None:
+    def __init__(
+        self, config: DistillConfig, text: torch.Tensor | None, known: torch.Tensor, *, n_event_types: int
+    ) -> None:
         super().__init__()
         self.items = ItemTower(text, known, dim=config.dim, id_dropout=config.id_dropout)
         self.user = user_tower(config, n_event_types)

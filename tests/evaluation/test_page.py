@@ -26,6 +26,7 @@ from recsys.evaluation.report import (
     SegmentRow,
     Shown,
 )
+from recsys.evaluation.tuning import Setting
 from recsys.ingest.dataset import Dataset
 from recsys.ingest.profile import Profile
 
@@ -116,6 +117,7 @@ def render_page(write_dataset: Callable[..., Dataset]) -> Render:
                     {"student": [Shown("i2", "Chosen & found", True), Shown("i1", HOSTILE)]},
                 )
             ],
+            {name: Setting({"shrinkage": 30.0}, tuned=True) for name in gains},
         )
         return render(
             figures,

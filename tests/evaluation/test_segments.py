@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.evaluation.asked import not_again, unseen_targets
 from recsys.evaluation.metrics import NDCG, Recall
 from recsys.evaluation.ranking import RankedBlock, rank
 from recsys.evaluation.segments import (
     Members,
     Segmentation,
     category_segments,
-    not_again,
     popularity_segments,
     summarise_segments,
-    unseen_targets,
     user_segments,
 )
 from recsys.ingest.dataset import Ragged, Sequences
