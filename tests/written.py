@@ -1,4 +1,4 @@
-"""Sequences on disk, for tests that make a dataset by hand."""
+"""Sequences, on disk and in memory, for tests that make them by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recsys.ingest.dataset import Sequences
 from recsys.ingest.histories import Histories
 from recsys.ingest.sequences import write_parts
 
@@ -40,4 +41,13 @@ def write_sequences(
                 valid_end=np.array(valid_end, dtype=np.int32),
             )
         ],
+    )
+
+
+def numbered(lengths: list[int]) -> Sequences:
+    """Users whose events are numbered through: item_idx says which event it is."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n = int(offsets[-1])
+    return Sequences(
+        offsets, np.arange(n, dtype=np.int32), np.zeros(n, np.int8), np.zeros(n, np.int64), np.zeros(n, np.int32)
     )

@@ -127,14 +127,15 @@ def test_the_real_student_recommends_what_it_scores_highest(tmp_path: Path) -> N
     import torch
     from safetensors.torch import save_file
 
+    from recsys.sequence.towers import Towers
     from recsys.student.config import DistillConfig
-    from recsys.student.model import Student, StudentModel
+    from recsys.student.model import Student
 
     config, rng = DistillConfig(dim=16, layers=1, heads=2, max_history=8), np.random.default_rng(0)
     histories = random_histories(rng, 50, 2000, 20)
     dataset = write_dataset(tmp_path / "dataset", histories, 2000)
     torch.manual_seed(0)
-    model = StudentModel(config, torch.randn(2000, 24), torch.rand(2000) < 0.9, n_event_types=4).eval()
+    model = Towers(config, torch.randn(2000, 24), torch.rand(2000) < 0.9, n_event_types=4).eval()
     with Recipe("student", config, {"dataset": dataset.fingerprint}, 0, ()).build(tmp_path / "student") as draft:
         with torch.inference_mode():
             np.save(draft.path / "item_vectors.npy", model.items().numpy())

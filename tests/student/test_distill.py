@@ -9,9 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from recsys import schema
@@ -22,24 +19,17 @@ from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences
 from recsys.ingest.windows import sliding_windows
 from recsys.runtime import Runtime
+from recsys.sequence.train import collate
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
-from recsys.student.distill import _batches, _collate, _soft, distill
-from recsys.student.model import Student, user_tower
+from recsys.student.distill import Soft, distill
+from recsys.student.model import Student
 from tests.interrupt import Interrupted
+from tests.written import numbered
 
 
 class Nothing(BaseModel):
     """A config without content."""
-
-
-def numbered(lengths: list[int]) -> Sequences:
-    """Users whose events are numbered through: item_idx says which event it is."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    n = int(offsets[-1])
-    return Sequences(
-        offsets, np.arange(n, dtype=np.int32), np.zeros(n, np.int8), np.zeros(n, np.int64), np.zeros(n, np.int32)
-    )
 
 
 def labels(folder: Path, rows: list[tuple[int, int, list[int], list[float]]]) -> SoftLabels:
@@ -53,35 +43,17 @@ def labels(folder: Path, rows: list[tuple[int, int, list[int], list[float]]]) ->
     return SoftLabels.open(folder / "soft_labels")
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 23), min_size=1, max_size=8), st.integers(2, 9), st.integers(8, 64), st.integers(0, 9))
-def test_every_event_is_a_target_once_whatever_thesliding_windows(
-    lengths: list[int], max_history: int, positions: int, seed: int
-) -> None:
-    train = numbered(lengths)
-    windows = sliding_windows(train, max_history)
-    targets = []
-    for batch in _batches(windows, positions, np.random.default_rng(seed)):
-        items, _, target, place, _ = _collate(train, windows, None, batch)
-        width = items.shape[1] + 1
-        targets.extend(target.tolist())
-        for event, (row, column) in zip(target.tolist(), zip(place // width, place % width, strict=True), strict=True):
-            # What stands before the place in the window are the events right before the target, none after it.
-            seen = items[row, :column].tolist()
-            assert seen == list(range(event - len(seen), event))
-    assert sorted(targets) == list(range(sum(lengths)))
-
-
 def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: Path) -> None:
     lengths, max_history = [3, 11, 0, 6], 4
     train = numbered(lengths)
     windows = sliding_windows(train, max_history)
     rows = [(u, p, [u, p], [0.0, 1.0]) for u, length in enumerate(lengths) for p in range(1, length + 1)]
-    soft = _soft(labels(tmp_path, rows), train, windows)
+    soft = Soft.find(labels(tmp_path, rows), train, windows, DistillConfig())
     met = set()
     for batch in np.array_split(np.arange(len(windows.user)), 3):
-        items, _, _, _, (place, candidate, _) = _collate(train, windows, soft, batch)
+        items = collate(train, windows, batch)[0]
         width = items.shape[1] + 1
+        place, candidate, _ = soft.of(batch, width)
         for where, (user, position) in zip(place.tolist(), candidate.tolist(), strict=True):
             row, column = divmod(where, width)
             assert items[row, column - 1] == train.offsets[user] + position - 1
@@ -92,23 +64,13 @@ def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: 
 def test_soft_labels_of_another_dataset_are_refused(tmp_path: Path) -> None:
     train = numbered([3, 3])
     with pytest.raises(InputError, match="1 soft labels stand at users or positions"):
-        _soft(labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])]), train, sliding_windows(train, 4))
+        bad = labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])])
+        Soft.find(bad, train, sliding_windows(train, 4), DistillConfig())
 
 
 def test_soft_labels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NaN"):
         labels(tmp_path, [(0, 2, [1, 2], [0.5, float("nan")])]).padded()
-
-
-def test_the_user_tower_cannot_see_the_future() -> None:
-    torch.manual_seed(0)
-    tower = user_tower(DistillConfig(dim=16, max_history=8), n_event_types=3).eval()
-    events, types = torch.randn(2, 6, 16), torch.randint(3, (2, 6))
-    changed = events.clone()
-    changed[:, 4:] = torch.randn(2, 2, 16)
-    before, after = tower(events, types), tower(changed, types)
-    torch.testing.assert_close(before[:, :5], after[:, :5])
-    assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-3
 
 
 def test_a_user_vector_depends_on_nobody_else(finished: Run) -> None:

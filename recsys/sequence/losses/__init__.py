@@ -1,0 +1,1 @@
+"""Losses on the log itself, one file each."""

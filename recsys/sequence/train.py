@@ -1,0 +1,274 @@
+"""Train the towers on a log's next items, every position of a sequence in one pass."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from recsys.errors import InputError, RecsysError
+from recsys.ingest.dataset import Dataset, Sequences
+from recsys.ingest.windows import Windows, sliding_windows
+from recsys.runtime import Runtime
+from recsys.sequence.config import TowersConfig
+from recsys.sequence.losses.full_softmax import full_softmax
+from recsys.sequence.losses.sampled_softmax import sampled_softmax
+from recsys.sequence.towers import Towers, encode_users
+from recsys.training import adamw, load_checkpoint, ndcg_at_k, save_checkpoint, seed_everything, warmup_cosine
+
+
+class SoftLoss(Protocol):
+    """What a stage adds to the loss on the log."""
+
+    def __call__(
+        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, float]:
+        """The part of one step.
+
+        Args:
+            windows: [b] the windows in the batch.
+            users: [b · width, d] float32, the vector after each prefix of each window.
+            items: [n_items, d] float32, all item vectors.
+            width: vectors of a window.
+
+        Returns:
+            What is added to the loss, and what is logged of it.
+        """
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Towers with the weights of their best epoch.
+
+    Attributes:
+        model: the towers, ready to be asked.
+        best_epoch: from 1.
+        best_value: validation NDCG@10 of that epoch; NaN or −1 without validation users.
+        history: by epoch, the losses and the validation NDCG@10.
+        n_items_trained: items with a training event.
+    """
+
+    model: Towers
+    best_epoch: int
+    best_value: float
+    history: list[dict[str, float]]
+    n_items_trained: int
+
+
+class Validation:
+    """NDCG@10 on the validation part, whole catalogue, seen items filtered, for a fixed sample of users."""
+
+    def __init__(self, dataset: Dataset, config: TowersConfig, seed: int) -> None:
+        cases = dataset.cases("valid")
+        rng = np.random.default_rng([seed, 1])
+        rows = np.sort(rng.permutation(len(cases))[: config.valid_users])
+        self._users, self._end = cases.user_idx[rows], cases.history_end[rows]
+        self._targets = cases.targets.select(rows)
+        self._histories = dataset.histories(self._users, self._end, last=config.max_history)
+        seen = dataset.histories(self._users, self._end)
+        self._seen = np.repeat(np.arange(len(rows)), seen.lengths), seen.item_idx
+        self._max_history, self._n_items = config.max_history, dataset.n_items
+
+    @torch.inference_mode()
+    def __call__(self, model: Towers) -> float:
+        """The mean over users; NaN without users."""
+        if not len(self._users):
+            return float("nan")
+        model.eval()
+        items = model.items()
+        users = encode_users(model.user, items, self._histories, max_history=self._max_history)
+        row, seen = self._seen
+        ranked = np.empty((len(users), min(10, self._n_items)), dtype=np.int64)
+        for start in range(0, len(users), 1024):
+            stop = min(start + 1024, len(users))
+            scores = torch.from_numpy(users[start:stop]).to(items.device) @ items.T
+            low, high = np.searchsorted(row, [start, stop])
+            scores[
+                torch.from_numpy(row[low:high] - start), torch.from_numpy(seen[low:high].astype(np.int64))
+            ] = -torch.inf
+            ranked[start:stop] = scores.topk(ranked.shape[1]).indices.cpu().numpy()
+        return float(ndcg_at_k(ranked, self._targets, n_items=self._n_items).mean())
+
+
+def train_towers(
+    train: Sequences,
+    text: npt.NDArray[np.float32] | None,
+    config: TowersConfig,
+    *,
+    n_items: int,
+    n_event_types: int,
+    validation: Validation | None,
+    scratch: Path,
+    tensorboard: Path,
+    runtime: Runtime,
+    label: str,
+    soft_loss: SoftLoss | None = None,
+    epochs: int | None = None,
+) -> Trained:
+    """Train on the next items of all positions; a killed run resumes at the last finished epoch, to the bit.
+
+    Args:
+        train: the sequences.
+        text: [n_items, width] float32, the items' sentence vectors; None if the config does not use them.
+        config: width, depth and schedule.
+        n_items: size of the catalogue.
+        n_event_types: how many there are.
+        validation: picks the epoch that is kept and stops early; without it the last epoch is kept.
+        scratch: where the checkpoint lies.
+        tensorboard: where curves are written.
+        runtime: device, seed, precision.
+        label: of progress bars, curves and messages.
+        soft_loss: what is added to the loss on the log.
+        epochs: end after so many, in the schedule of all of `config.epochs`.
+
+    Raises:
+        InputError: there is nothing to train on.
+        RecsysError: the loss became NaN or infinite.
+    """
+    if not len(train.item_idx):
+        raise InputError(
+            "the training part of the dataset is empty",
+            expected="events before the validation window",
+            do="use a longer log, or shorten ingest.valid_days and ingest.test_days",
+        )
+    device, dtype = runtime.torch_device(), runtime.compute_dtype()
+    # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while
+    # memory grew with every new batch shape.
+    tower_dtype = dtype if device.type == "cuda" else torch.float32
+    windows = sliding_windows(train, config.max_history)
+    known = np.zeros(n_items, dtype=bool)
+    known[train.item_idx] = True
+    # Untrained items are no negatives: they would be pushed away from everybody before anyone could see them.
+    catalogue = torch.from_numpy(np.flatnonzero(known)).to(device)
+    place_in_catalogue = torch.from_numpy(np.cumsum(known) - 1).to(device)
+
+    seed_everything(runtime.seed)
+    # Sentence vectors share a strong common direction, which says nothing about an item: it is taken out.
+    centred = None if text is None else torch.nn.functional.normalize(torch.from_numpy(text - text.mean(0)), dim=1)
+    model = Towers(config, centred, torch.from_numpy(known), n_event_types=n_event_types).to(device)
+    optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
+    steps_per_epoch = len(batches(windows, config.batch_positions, np.random.default_rng(0)))
+    total = steps_per_epoch * config.epochs
+
+    best, best_value, best_epoch, first_epoch = copy.deepcopy(model.state_dict()), -1.0, -1, 0
+    history: list[dict[str, float]] = []
+    resumed = load_checkpoint(scratch, optimizer)
+    if resumed is not None:
+        tensors, progress = resumed
+        model.load_state_dict({k.removeprefix("now."): v for k, v in tensors.items() if k.startswith("now.")})
+        best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        best_value, best_epoch = progress["best_value"], progress["best_epoch"]
+        first_epoch, history = progress["epoch"] + 1, progress["history"]
+
+    writer = SummaryWriter(str(tensorboard))
+    for row in history:
+        _log(writer, label, row)
+    for epoch in range(first_epoch, min(epochs or config.epochs, config.epochs)):
+        if epoch - best_epoch > config.patience:
+            break
+        rng = seed_everything(runtime.seed, epoch)
+        model.train()
+        sums = np.zeros(2)
+        steps = batches(windows, config.batch_positions, rng)
+        shown = f"{label}, epoch {epoch + 1}/{config.epochs}"
+        for step, batch in enumerate(runtime.track(steps, total=len(steps), label=shown, unit="step")):
+            factor = warmup_cosine(epoch * steps_per_epoch + step, total=total, warmup=min(200, total // 10 + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * factor
+            items, types, targets, places = collate(train, windows, batch)
+            with torch.autocast(device.type, tower_dtype, enabled=tower_dtype != torch.float32):
+                vectors = model.items()
+                users = model.user(vectors[items.to(device)], types.to(device)).flatten(0, 1)
+            vectors = vectors.float()
+            queries, target = users[places.to(device)], targets.to(device)
+            if len(catalogue) <= config.softmax_items:
+                hard = full_softmax(queries, vectors[catalogue], place_in_catalogue[target], dtype=dtype)
+            else:
+                drawn = catalogue[torch.randint(len(catalogue), (config.softmax_items,), device=device)]
+                hard = sampled_softmax(queries, vectors[target], target, vectors[drawn], drawn, n_items=len(catalogue))
+            loss, soft = hard, 0.0
+            if soft_loss is not None:
+                more, soft = soft_loss(batch, users, vectors, items.shape[1] + 1)
+                loss = hard + more
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            sums += [float(hard.detach()), soft]
+        if not np.isfinite(sums).all():
+            raise RecsysError(
+                f"the loss of {label} became NaN or infinite in epoch {epoch + 1}\n"
+                f'  to do:    lower {label}.lr, or set precision = "fp32"'
+            )
+        value = validation(model) if validation is not None else float("nan")
+        mean = sums / len(steps)
+        history.append({"epoch": epoch + 1, "hard": mean[0], "soft": mean[1], "valid_ndcg_at_10": value})
+        _log(writer, label, history[-1])
+        if value > best_value or np.isnan(value):  # without validation users the last epoch is kept
+            best, best_epoch = copy.deepcopy(model.state_dict()), epoch
+            best_value = max(best_value, value)
+        save_checkpoint(
+            scratch,
+            tensors={f"now.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.items()},
+            optimizer=optimizer,
+            progress={"epoch": epoch, "best_value": best_value, "best_epoch": best_epoch, "history": history},
+        )
+    writer.close()
+    model.load_state_dict(best)
+    return Trained(model.eval(), best_epoch + 1, best_value, history, len(catalogue))
+
+
+def batches(windows: Windows, positions: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    """All windows in random batches of about `positions` events, alike in length within a batch."""
+    order = rng.permutation(len(windows.count))
+    pool = max(positions // 2, 1)  # windows sorted together: enough for even lengths, few enough to stay random
+    order = np.concatenate(
+        [
+            chunk[np.argsort(windows.count[chunk], kind="stable")]
+            for chunk in np.array_split(order, max(len(order) // pool, 1))
+        ]
+    )
+    filled = np.cumsum(windows.count[order] + 1)
+    cuts = np.flatnonzero(np.diff(filled // positions)) + 1
+    parts = np.split(order, cuts)
+    return [parts[i] for i in rng.permutation(len(parts))]
+
+
+def collate(
+    train: Sequences, windows: Windows, batch: npt.NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One batch of windows.
+
+    Returns:
+        items [b, T] and event types [b, T] (0 for padding); targets [m] and their places [m] in the flattened user
+        vectors [b · (T + 1)].
+    """
+    count = windows.count[batch]
+    width = int(count.max()) + 1
+    column = np.arange(width)[None, :]
+    place = windows.begin[batch][:, None] + column
+    inside = column < count[:, None]
+    items, types = np.zeros(place.shape, np.int64), np.zeros(place.shape, np.int64)
+    items[inside], types[inside] = train.item_idx[place[inside]], train.event_type[place[inside]]
+    # The vector at column p is asked for event p of the window; past the window, for the user's next event.
+    end = train.offsets[windows.user[batch] + 1][:, None]
+    asked = (column >= windows.first[batch][:, None]) & (column <= count[:, None]) & (place < end)
+    targets = train.item_idx[place[asked]].astype(np.int64)
+    return (
+        torch.from_numpy(items[:, : width - 1]),
+        torch.from_numpy(types[:, : width - 1]),
+        torch.from_numpy(targets),
+        torch.from_numpy(np.flatnonzero(asked)),
+    )
+
+
+def _log(writer: SummaryWriter, label: str, row: dict[str, float]) -> None:
+    for name, value in row.items():
+        if name != "epoch":
+            writer.add_scalar(f"{label}/{name}", value, int(row["epoch"]))
