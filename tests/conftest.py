@@ -31,6 +31,7 @@ candidates = 8
 examples = 64
 evaluations = 1
 valid_users = 30
+behaviour = { dim = 16, layers = 1, epochs = 2, valid_users = 50 }
 
 [score]
 top = 8

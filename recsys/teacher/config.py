@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from recsys.sequence.config import TowersConfig
+
 
 class TeachConfig(BaseModel):
     """How the teacher is built and fine-tuned."""
@@ -20,6 +22,18 @@ class TeachConfig(BaseModel):
     history: int = Field(8, ge=1, description="most recent events that the encoder reads")
     item_dim: int = Field(64, ge=1, description="width of the collaborative item embedding")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout at the score head")
+
+    behaviour: TowersConfig = Field(
+        default_factory=TowersConfig,
+        description="towers over sequences, whose word is one of the kinds of evidence that the teacher weighs",
+    )
+    behaviour_seeds: int = Field(1, ge=1, description="how many of them are averaged")
+    held_out: int = Field(
+        1,
+        ge=1,
+        description="last training events of each user that the teacher learns on, and a second training of the towers "
+        "leaves out: they must not have seen what they are judged on",
+    )
 
     pool: int = Field(
         100, ge=2, description="candidates retrieved by evidence, among which the teacher learns to choose"

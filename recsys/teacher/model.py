@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,18 @@ from recsys.artifacts import Artifact, create_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
+from recsys.teacher.behaviour import Behaviour
 from recsys.teacher.config import TeachConfig
 from recsys.teacher.packing import NAME as PACKED
 from recsys.teacher.packing import Layout
 from recsys.teacher.wide import WideEvidence
 from recsys.text import item_texts, load_encoder
+
+BEHAVIOUR_FILE: Final = "behaviour.safetensors"
+BEFORE_FILE: Final = "behaviour_before.safetensors"
+# Of a pair, and their weights before training: a product of all kinds of evidence.
+FEATURES: Final = (*WideEvidence.FEATURES, "behaviour")
+PRIOR: Final = (*WideEvidence.PRIOR, 1.0)
 
 
 class PassThrough(nn.Module):
@@ -120,7 +127,7 @@ class TeacherModel(nn.Module):
 
     def __init__(self, encoder: Any, item_vectors: torch.Tensor, config: TeachConfig, *, n_event_types: int) -> None:
         super().__init__()
-        width, n_features = encoder.config.hidden_size, len(WideEvidence.FEATURES)
+        width, n_features = encoder.config.hidden_size, len(FEATURES)
         self.encoder = encoder
         self.item = nn.Embedding(*item_vectors.shape)
         self.item_token = nn.Linear(item_vectors.shape[1], width, bias=False)
@@ -134,7 +141,7 @@ class TeacherModel(nn.Module):
         self.delta = nn.Linear(128, 1)
         with torch.no_grad():
             self.item.weight.copy_(item_vectors)
-            self.wide.weight.copy_(torch.tensor([WideEvidence.PRIOR]))
+            self.wide.weight.copy_(torch.tensor([PRIOR]))
             self.wide.bias.zero_()
         for module in (self.recency, self.event_type, self.item_token):
             nn.init.normal_(module.weight, std=0.02)
@@ -183,16 +190,37 @@ class Batch:
     candidates: torch.Tensor  # [n, C] int64
     candidate_states: torch.Tensor  # [n, C, K, d] float32
     candidate_valid: torch.Tensor  # [n, C, K] bool
-    features: torch.Tensor  # [n, C, 4] float32
+    features: torch.Tensor  # [n, C, 6] float32, in the order of FEATURES
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Makes packed batches of item states and wide evidence."""
+    """Makes packed batches of item states and evidence, and retrieves candidates by the same evidence."""
 
     items: ItemStates
     wide: WideEvidence
+    behaviour: Behaviour
     config: TeachConfig
+
+    @property
+    def history(self) -> int:
+        """Most recent events that anything here reads."""
+        return max(WideEvidence.HISTORY, self.behaviour.max_history, self.config.history)
+
+    def to(self, device: torch.device) -> Packer:
+        """The same, with its towers there."""
+        return replace(self, behaviour=self.behaviour.to(device))
+
+    def retrieve(
+        self,
+        histories: Sequences,
+        seen: tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]],
+        k: int,
+        own: Sequences | None = None,
+    ) -> npt.NDArray[np.int32]:
+        """The k unseen items that the evidence puts first, [n, k] int32; see `WideEvidence.retrieve`."""
+        more = self.behaviour.log_probabilities(histories)
+        return self.wide.retrieve(pad_left(histories, WideEvidence.HISTORY)[0], seen, k, own, more)
 
     def pack(
         self,
@@ -208,7 +236,10 @@ class Packer:
         recent, types = recent[:, -longest:], types[:, -longest:]
         there, items = recent >= 0, np.maximum(recent, 0)
         evidence_history, _ = pad_left(histories, WideEvidence.HISTORY)
-        features = self.wide.features(evidence_history, candidates, own)
+        behaviour = self.behaviour.of_pairs(histories, candidates)
+        features = np.concatenate(
+            [self.wide.features(evidence_history, candidates, own), behaviour[:, :, None]], axis=2
+        )
 
         def gather(rows: npt.NDArray[np.int32]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
             # Each distinct item is read from the memory map once a batch.
@@ -242,7 +273,7 @@ def pad_left(rows: Sequences, last: int) -> tuple[npt.NDArray[np.int32], npt.NDA
 
 
 class Teacher(Artifact):
-    """What `recsys teach` writes: weights of the joint layers and the head, item states, wide evidence."""
+    """What `recsys teach` writes: weights of the joint layers and the head, item states, evidence, towers."""
 
     kind: ClassVar[str] = "teacher"
     stage: ClassVar[str] = "teach"
@@ -257,9 +288,18 @@ class Teacher(Artifact):
         """The evidence that it reads beside the text."""
         return WideEvidence.load(self.path / "evidence.safetensors")
 
+    def packer(self, *, before: bool = False) -> Packer:
+        """What makes its batches; `before`: with the towers that do not know the held-out events of training."""
+        return self._packers[int(before)]
+
     @cached_property
-    def _packer(self) -> Packer:
-        return Packer(ItemStates.open(self.path), self.wide, self.config)
+    def _packers(self) -> tuple[Packer, Packer]:
+        items = ItemStates.open(self.path)
+        one, two = (
+            Packer(items, self.wide, Behaviour.load(self.path / name, self.config.behaviour), self.config)
+            for name in (BEHAVIOUR_FILE, BEFORE_FILE)
+        )
+        return one, two
 
     @cached_property
     def _model(self) -> TeacherModel:
@@ -277,6 +317,7 @@ class Teacher(Artifact):
         candidates: npt.NDArray[np.int32],
         *,
         own: Sequences | None = None,
+        before: bool = False,
         runtime: Runtime | None = None,
     ) -> npt.NDArray[np.float32]:
         """Logits of (user, item) pairs.
@@ -286,6 +327,7 @@ class Teacher(Artifact):
             candidates: [n, C] item_idx.
             own: n rows, the users' training sequences, where the candidates may hold what a user chose in training,
                 and the counts must be read without that user's own part.
+            before: ask the towers that do not know the held-out events, for positions inside the training part.
             runtime: where to compute.
 
         Returns:
@@ -294,7 +336,8 @@ class Teacher(Artifact):
         runtime = runtime or Runtime()
         device, dtype = runtime.torch_device(), runtime.compute_dtype()
         model = self._model.to(device)
-        return score_packed(model, self._packer, histories, candidates, own, device=device, dtype=dtype)
+        packer = self.packer(before=before).to(device)
+        return score_packed(model, packer, histories, candidates, own, device=device, dtype=dtype)
 
 
 @torch.inference_mode()

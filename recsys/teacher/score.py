@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.artifacts import Draft, Recipe
-from recsys.ingest.dataset import Dataset
+from recsys.errors import InputError
+from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.teacher.config import ScoreConfig
-from recsys.teacher.model import Teacher, pad_left
+from recsys.teacher.model import Teacher
 from recsys.teacher.teach import history_rows, own_sequences
-from recsys.teacher.wide import WideEvidence
 
 
 def score(
@@ -33,7 +33,9 @@ def score(
     """Ask the teacher about pairs that nobody has labelled, for the student to learn from.
 
     A row is a user at a position of the training part; its candidates are what the evidence retrieves there and some
-    random items, none of them seen before. Shards that a killed run has finished are not scored again.
+    random items, none of them seen before. At the end of training all that is known counts; at positions before it the
+    towers that do not know the last events are asked, which is why only positions as far back as `teach.held_out` can
+    be. Shards that a killed run has finished are not scored again.
 
     Args:
         dataset: what `ingest` wrote.
@@ -42,18 +44,29 @@ def score(
         out: where the artifact goes, e.g. `runs/sample/soft_labels`.
         runtime: device, seed, precision.
         force: score again even when `out` is up to date.
+
+    Raises:
+        InputError: more positions of each user are asked for than the teacher may be asked about.
     """
     runtime = runtime or Runtime()
+    if config.positions_per_user > teacher.config.held_out + 1:
+        raise InputError(
+            f"score.positions_per_user = {config.positions_per_user}, and teach.held_out = {teacher.config.held_out}",
+            expected="at most one position more than were held out: before them the teacher knows what comes next",
+            do="lower score.positions_per_user, or raise teach.held_out and teach again",
+        )
     recipe = Recipe(
         kind=SoftLabels.kind,
         config=config,
         inputs={"dataset": dataset.fingerprint, "teacher": teacher.fingerprint},
         seed=runtime.seed,
         modules=(
+            "recsys.teacher.behaviour",
             "recsys.teacher.model",
             "recsys.teacher.packing",
             "recsys.teacher.score",
             "recsys.teacher.wide",
+            "recsys.sequence",
             "recsys.evidence",
         ),
     )
@@ -104,20 +117,16 @@ def _shard(
     runtime: Runtime,
     start: int,
 ) -> pa.Table:
-    histories, (seen_row, seen_item) = history_rows(dataset, users, positions)
-    own = own_sequences(dataset, users)
-    recent = pad_left(histories, WideEvidence.HISTORY)[0]
-    top = np.concatenate(
-        [
-            teacher.wide.retrieve(
-                recent[low:high],
-                (seen_row[begin:end] - low, seen_item[begin:end]),
-                config.top,
-                own_sequences(dataset, users[low:high]),
-            )
-            for low, high, begin, end in _blocks(seen_row, len(users), 256)
-        ]
-    )
+    at_end = positions == dataset.split.train_end[users]
+    seen_row, seen_item = history_rows(dataset, users, positions, last=1)[1]
+    top = np.empty((len(users), config.top), dtype=np.int32)
+    for known, rows, part in _parts(dataset, teacher, users, positions, at_end, size=256):
+        low = np.searchsorted(seen_row, rows)
+        count = np.searchsorted(seen_row, rows, side="right") - low
+        flat = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
+        seen = np.repeat(np.arange(len(rows)), count), seen_item[flat]
+        packer = teacher.packer(before=not known)
+        top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
     # The same shard draws the same items whether or not the run was killed before it.
     rng = np.random.default_rng([runtime.seed, 7, start])
     random = rng.integers(0, dataset.n_items, (len(users), config.random), dtype=np.int32)
@@ -128,7 +137,11 @@ def _shard(
     taken |= (random[:, :, None] == top[:, None, :]).any(2)
     taken |= np.tril(random[:, :, None] == random[:, None, :], -1).any(2)
     candidates = np.concatenate([top, np.where(taken, -1, random)], axis=1)
-    logits = teacher.score(histories, np.maximum(candidates, 0), own=own, runtime=runtime)
+    logits = np.empty(candidates.shape, dtype=np.float32)
+    for known, rows, part in _parts(dataset, teacher, users, positions, at_end, size=len(users)):
+        own = own_sequences(dataset, users[rows])
+        asked = np.maximum(candidates[rows], 0)
+        logits[rows] = teacher.score(part, asked, own=own, before=not known, runtime=runtime)
     there = candidates >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), type=pa.int32())
     return pa.table(
@@ -142,9 +155,19 @@ def _shard(
     )
 
 
-def _blocks(seen_row: npt.NDArray[np.int64], n: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Blocks of rows, with the slice of `seen_row` that belongs to each."""
-    for low in range(0, n, size):
-        high = min(low + size, n)
-        begin, end = np.searchsorted(seen_row, [low, high])
-        yield low, high, int(begin), int(end)
+def _parts(
+    dataset: Dataset,
+    teacher: Teacher,
+    users: npt.NDArray[np.int32],
+    positions: npt.NDArray[np.int32],
+    at_end: npt.NDArray[np.bool_],
+    *,
+    size: int,
+) -> Iterator[tuple[bool, npt.NDArray[np.int64], Sequences]]:
+    """The rows at the end of training and then those before it, some at a time, with their histories."""
+    for known in (True, False):
+        chosen = np.flatnonzero(at_end == known)
+        for start in range(0, len(chosen), size):
+            rows = chosen[start : start + size]
+            last = teacher.packer(before=not known).history
+            yield known, rows, dataset.histories(users[rows], positions[rows], last=last)

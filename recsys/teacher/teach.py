@@ -17,8 +17,18 @@ from recsys.errors import InputError, RecsysError
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
+from recsys.teacher.behaviour import train_behaviour
 from recsys.teacher.config import TeachConfig
-from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, pad_left, score_packed, split_encoder
+from recsys.teacher.model import (
+    BEFORE_FILE,
+    BEHAVIOUR_FILE,
+    ItemStates,
+    Packer,
+    Teacher,
+    TeacherModel,
+    score_packed,
+    split_encoder,
+)
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectorsConfig, load_encoder, text_vectors
 from recsys.training import load_checkpoint, ndcg_at_k, save_checkpoint, seed_everything, warmup_cosine
@@ -34,10 +44,12 @@ def teach(
 ) -> Teacher:
     """Fine-tune a BERT cross-encoder to pick the item that a user took next.
 
-    Each example asks about one training position: a softmax over the true next item and others from the same pool of
-    candidates, so that picking by the evidence that made the pool is not what is learned. Wide evidence is read
-    without the user's own transitions. The weights with the best validation NDCG@10 are kept, the untrained ones
-    (which are the evidence alone) included. A killed run resumes at the last evaluation.
+    Each example asks about one of a user's last training events: a softmax over the item that was chosen and others
+    from the same pool of candidates, so that picking by the evidence that made the pool is not what is learned. The
+    evidence has not seen what is asked: counts are read without the user's own transitions, and the towers were trained
+    without these events (see `recsys.teacher.behaviour`). The weights with the best validation NDCG@10 are kept, the
+    untrained ones (which are the evidence alone) included. A killed run resumes at the last finished epoch of the
+    towers or the last evaluation.
 
     Args:
         dataset: what `ingest` wrote; only its training part is trained on, its validation part picks the weights.
@@ -57,11 +69,15 @@ def teach(
         inputs={"dataset": dataset.fingerprint},
         seed=runtime.seed,
         modules=(
+            "recsys.teacher.behaviour",
             "recsys.teacher.model",
             "recsys.teacher.packing",
             "recsys.teacher.teach",
             "recsys.teacher.wide",
+            "recsys.sequence",
+            "recsys.sequence.losses",
             "recsys.evidence",
+            "recsys.ingest.windows",
             "recsys.text",
             "recsys.training",
         ),
@@ -76,12 +92,12 @@ def teach(
 
 
 def history_rows(
-    dataset: Dataset, users: npt.NDArray[np.int32], position: npt.NDArray[np.int32]
+    dataset: Dataset, users: npt.NDArray[np.int32], position: npt.NDArray[np.int32], *, last: int
 ) -> tuple[Sequences, tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
-    """Each user's history before `position`, cut to what the teacher reads; and all (row, item) pairs seen there."""
+    """Each user's `last` events before `position`, and all (row, item) pairs seen before it."""
     whole = dataset.histories(users, position)
     seen = np.repeat(np.arange(len(users)), whole.lengths), whole.item_idx
-    return dataset.histories(users, position, last=WideEvidence.HISTORY), seen
+    return dataset.histories(users, position, last=last), seen
 
 
 def own_sequences(dataset: Dataset, users: npt.NDArray[np.int32]) -> Sequences:
@@ -100,13 +116,14 @@ class _Examples:
     inside: npt.NDArray[np.bool_]  # the target is in the pool
 
 
-def _examples(dataset: Dataset, wide: WideEvidence, config: TeachConfig, runtime: Runtime) -> _Examples:
+def _examples(dataset: Dataset, packer: Packer, config: TeachConfig, runtime: Runtime) -> _Examples:
     train = dataset.train
     user = np.repeat(np.arange(len(train), dtype=np.int32), train.lengths)
     position = (np.arange(len(user)) - train.offsets[user]).astype(np.int32)
     # A target seen before is answered by the history itself; a position without history asks about nobody.
     _, first = np.unique(user * np.int64(dataset.n_items) + train.item_idx, return_index=True)
-    usable = np.intersect1d(first, np.flatnonzero(position > 0))
+    asked = (position > 0) & (position >= train.lengths[user] - config.held_out)
+    usable = np.intersect1d(first, np.flatnonzero(asked))
     if not len(usable):
         raise InputError(
             "no user took a second item in the training part",
@@ -121,9 +138,8 @@ def _examples(dataset: Dataset, wide: WideEvidence, config: TeachConfig, runtime
     for start in bar:
         rows = order[start : start + block]
         users, places, target = user[rows], position[rows], train.item_idx[rows]
-        histories, seen = history_rows(dataset, users, places)
-        own = own_sequences(dataset, users)
-        pool = wide.retrieve(pad_left(histories, WideEvidence.HISTORY)[0], seen, config.pool, own)
+        histories, seen = history_rows(dataset, users, places, last=packer.history)
+        pool = packer.retrieve(histories, seen, config.pool, own_sequences(dataset, users))
         inside = (pool == target[:, None]).any(1)
         parts.append(_Examples(users, places, target, pool, inside))
         found += int(inside.sum())
@@ -171,11 +187,25 @@ def _train(
     dataset: Dataset, text: npt.NDArray[np.float32], config: TeachConfig, draft: Draft, runtime: Runtime
 ) -> None:
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
-    wide = WideEvidence.fit(Cooccurrence.fit(dataset.train, dataset.n_items), text)
+    price = dataset.items["price"].to_numpy().astype(np.float64)
+    wide = WideEvidence.fit(Cooccurrence.fit(dataset.train, dataset.n_items), text, price)
     wide.save(draft.path / "evidence.safetensors")
-    packer = Packer(ItemStates.compute(dataset, config, draft.path, runtime), wide, config)
-    examples = _examples(dataset, wide, config, runtime)
-    validation = _Validation(dataset, wide, config, runtime)
+    behaviour, before = train_behaviour(
+        dataset,
+        text if config.behaviour.use_text else None,
+        config.behaviour,
+        seeds=config.behaviour_seeds,
+        held_out=config.held_out,
+        scratch=draft.scratch,
+        tensorboard=draft.path / "tensorboard",
+        runtime=runtime,
+    )
+    behaviour.save(draft.path / BEHAVIOUR_FILE)
+    before.save(draft.path / BEFORE_FILE)
+    items = ItemStates.compute(dataset, config, draft.path, runtime)
+    packer, today = (Packer(items, wide, each.to(device), config) for each in (before, behaviour))
+    examples = _examples(dataset, packer, config, runtime)
+    validation = _Validation(dataset, today, config, runtime)
 
     _, encoder = split_encoder(load_encoder(config.encoder)[1], config.joint_layers)
     item_vectors = _item_vectors(wide.cooccurrence, config.item_dim, runtime.seed)
@@ -196,7 +226,7 @@ def _train(
     history: list[dict[str, float]] = []
     resumed = load_checkpoint(draft.scratch, optimizer)
     if resumed is None:
-        best, best_value, first = copy.deepcopy(model.state_dict()), validation(model, packer, device, dtype), 0
+        best, best_value, first = copy.deepcopy(model.state_dict()), validation(model, device, dtype), 0
         history.append({"examples": 0, "loss": float("nan"), "valid_ndcg_at_10": best_value})
     else:
         tensors, progress = resumed
@@ -217,7 +247,7 @@ def _train(
             users = examples.user[rows]
             candidates = _candidates(examples, rows, config.candidates, dataset.n_items, rng)
             packed = packer.pack(
-                history_rows(dataset, users, examples.position[rows])[0],
+                dataset.histories(users, examples.position[rows], last=packer.history),
                 candidates,
                 own=own_sequences(dataset, users),
                 device=device,
@@ -238,7 +268,7 @@ def _train(
                 f"the teacher's loss became NaN or infinite in part {segment + 1}\n"
                 '  to do:    lower teach.lr and teach.head_lr, or set precision = "fp32"'
             )
-        value = validation(model, packer, device, dtype)
+        value = validation(model, device, dtype)
         seen = int(sum(len(batches[step]) for part in segments[: segment + 1] for step in part))
         history.append({"examples": seen, "loss": total / len(segments[segment]), "valid_ndcg_at_10": value})
         writer.add_scalar("teach/loss", history[-1]["loss"], seen)
@@ -268,23 +298,25 @@ def _train(
 class _Validation:
     """NDCG@10 of the reranked pool on the validation part, seen items filtered, for a fixed sample of users."""
 
-    def __init__(self, dataset: Dataset, wide: WideEvidence, config: TeachConfig, runtime: Runtime) -> None:
+    def __init__(self, dataset: Dataset, packer: Packer, config: TeachConfig, runtime: Runtime) -> None:
         cases = dataset.cases("valid")
         rows = np.sort(np.random.default_rng([runtime.seed, 1]).permutation(len(cases))[: config.valid_users])
-        self._histories, seen = history_rows(dataset, cases.user_idx[rows], cases.history_end[rows])
+        users, end = cases.user_idx[rows], cases.history_end[rows]
+        self._packer = packer
+        self._histories, seen = history_rows(dataset, users, end, last=packer.history)
         self._pool = np.empty((len(rows), config.pool), dtype=np.int32)
         for start in range(0, len(rows), 256):
             stop = min(start + 256, len(rows))
             low, high = np.searchsorted(seen[0], [start, stop])
-            part = dataset.histories(cases.user_idx[rows[start:stop]], cases.history_end[rows[start:stop]])
-            history = pad_left(part, WideEvidence.HISTORY)[0]
-            self._pool[start:stop] = wide.retrieve(history, (seen[0][low:high] - start, seen[1][low:high]), config.pool)
+            part = dataset.histories(users[start:stop], end[start:stop], last=packer.history)
+            self._pool[start:stop] = packer.retrieve(part, (seen[0][low:high] - start, seen[1][low:high]), config.pool)
         self._targets, self._n_items = cases.targets.select(rows), dataset.n_items
 
-    def __call__(self, model: TeacherModel, packer: Packer, device: torch.device, dtype: torch.dtype) -> float:
+    def __call__(self, model: TeacherModel, device: torch.device, dtype: torch.dtype) -> float:
         if not len(self._pool):
             return float("nan")
-        logits = score_packed(model, packer, self._histories, np.maximum(self._pool, 0), device=device, dtype=dtype)
+        candidates = np.maximum(self._pool, 0)
+        logits = score_packed(model, self._packer, self._histories, candidates, device=device, dtype=dtype)
         logits[self._pool < 0] = -np.inf
         best = np.argsort(-logits, axis=1, kind="stable")[:, :10]
         ranked = np.take_along_axis(self._pool, best, axis=1)

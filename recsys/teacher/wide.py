@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
 from recsys.ingest.dataset import Sequences
 
+_AS_THEY_ARE = ("text", "neighbours", "kernel", "log_price")
+
 
 @dataclass(frozen=True)
 class WideEvidence:
@@ -24,11 +26,12 @@ class WideEvidence:
     * `cooccurrence`: log(.01 + Σ .6^age · sim(history item → candidate)), see `Cooccurrence`;
     * `last`: the same of the last history item alone;
     * `text`: log(.05 + Σ .7^age · exp(12 · (cos − 1))), cosines of centred sentence vectors;
-    * `popularity`: log(1 + events).
+    * `popularity`: log(1 + events);
+    * `price`: −|log price − the mean log price of the history, weighted by .7^age|; 0 where either is unknown.
     """
 
-    FEATURES: ClassVar[tuple[str, ...]] = ("cooccurrence", "last", "text", "popularity")
-    PRIOR: ClassVar[tuple[float, ...]] = (1.0, 0.0, 1.0, 0.3)  # weights of the retrieval, and the head's start
+    FEATURES: ClassVar[tuple[str, ...]] = ("cooccurrence", "last", "text", "popularity", "price")
+    PRIOR: ClassVar[tuple[float, ...]] = (1.0, 0.0, 1.0, 0.3, 0.0)  # weights of the retrieval, and the head's start
     TEXT_DECAY: ClassVar[float] = 0.7
     HISTORY: ClassVar[int] = 20  # most recent events looked at
     NEIGHBOURS: ClassVar[int] = 100  # most similar texts that an item retrieves
@@ -38,10 +41,17 @@ class WideEvidence:
     text: Floats  # [n_items, width], centred, unit length
     neighbours: Ints  # [n_items, NEIGHBOURS or fewer], the items of the most similar texts
     kernel: Floats  # as `neighbours`: exp(12 · (cos − 1))
+    log_price: Floats  # [n_items], NaN where there is none
 
     @classmethod
-    def fit(cls, cooccurrence: Cooccurrence, text: Floats) -> WideEvidence:
-        """Join counts with sentence vectors (centred here: they share a strong common direction)."""
+    def fit(cls, cooccurrence: Cooccurrence, text: Floats, price: npt.NDArray[np.float64]) -> WideEvidence:
+        """Join counts with sentence vectors (centred here: they share a strong common direction) and prices.
+
+        Args:
+            cooccurrence: the counts.
+            text: [n_items, width].
+            price: [n_items], NaN where there is none.
+        """
         centred = text - text.mean(0)
         text = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
         catalogue = torch.from_numpy(text)
@@ -54,6 +64,7 @@ class WideEvidence:
             text,
             torch.cat([block.indices for block in blocks]).numpy().astype(np.int32),
             torch.cat([block.values for block in blocks]).sub_(1).mul_(12).exp_().numpy(),
+            np.log(np.where(price > 0, price, np.nan)).astype(np.float32),
         )
 
     def save(self, path: Path) -> None:
@@ -70,6 +81,7 @@ class WideEvidence:
                 "text": self.text,
                 "neighbours": self.neighbours,
                 "kernel": self.kernel,
+                "log_price": self.log_price,
             },
             path,
         )
@@ -86,7 +98,7 @@ class WideEvidence:
             window=int(arrays["window"][0]),
             backward=float(arrays["backward"][0]),
         )
-        return cls(counts, counts.similarities(), arrays["text"], arrays["neighbours"], arrays["kernel"])
+        return cls(counts, counts.similarities(), *(arrays[name] for name in _AS_THEY_ARE))
 
     def features(self, history: Ints, candidates: Ints, own: Sequences | None = None) -> Floats:
         """Evidence of pairs.
@@ -98,7 +110,7 @@ class WideEvidence:
                 counts, because one of the candidates may be what the user really chose next.
 
         Returns:
-            [n, C, 4] float32, in the order of `FEATURES`.
+            [n, C, 5] float32, in the order of `FEATURES`.
         """
         counts = self.cooccurrence
         there = history >= 0
@@ -119,26 +131,38 @@ class WideEvidence:
         cosine = self.text[source] @ self.text[candidates].transpose(0, 2, 1)
         age = np.arange(history.shape[1])[::-1]
         kernel = np.exp(12 * (cosine - 1)) * there[:, :, None]
+        weight = self.TEXT_DECAY**age * (there & ~np.isnan(self.log_price[source]))
+        usual = (weight * np.nan_to_num(self.log_price[source])).sum(1) / np.maximum(weight.sum(1), 1e-9)
+        distance = np.abs(self.log_price[candidates] - usual[:, None])
         return np.stack(
             [
                 np.log(0.01 + np.einsum("h,nhc->nc", counts.DECAY**age, similarity)),
                 np.log(0.01 + similarity[:, -1]),
                 np.log(0.05 + np.einsum("h,nhc->nc", self.TEXT_DECAY**age, kernel)),
                 np.log1p(target_count),
+                -np.where((weight.sum(1) > 0)[:, None], np.nan_to_num(distance), 0.0),
             ],
             axis=-1,
         ).astype(np.float32)
 
     def retrieve(
-        self, history: Ints, seen: tuple[npt.NDArray[np.int64], Ints], k: int, own: Sequences | None = None
+        self,
+        history: Ints,
+        seen: tuple[npt.NDArray[np.int64], Ints],
+        k: int,
+        own: Sequences | None = None,
+        more: Floats | None = None,
     ) -> Ints:
         """The k items that the evidence, weighted by `PRIOR`, puts first among those not seen.
+
+        The price is not asked: its weight there is 0.
 
         Args:
             history: [n, H] as in `features`.
             seen: (row, item) pairs to leave out.
             k: how many.
             own: as in `features`.
+            more: [n, n_items] what is added to the sum, such as `Behaviour.log_probabilities`.
 
         Returns:
             [n, k] int32, best first; −1 where fewer than k unseen items exist.
@@ -180,6 +204,8 @@ class WideEvidence:
             + torch.from_numpy(text).float().view(n, n_items).add_(0.05).log_().mul_(self.PRIOR[2])
             + torch.from_numpy(np.log1p(popularity)).float().mul_(self.PRIOR[3])
         )
+        if more is not None:
+            score += torch.from_numpy(more)
         score[seen] = -np.inf
         values, best = score.topk(min(k, n_items), dim=1)
         found = np.full((n, k), -1, dtype=np.int32)

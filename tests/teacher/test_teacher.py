@@ -14,7 +14,7 @@ from recsys.config import PipelineConfig
 from recsys.errors import InputError
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences, take
-from recsys.teacher.model import TeacherModel, pad_left, split_encoder
+from recsys.teacher.model import PRIOR, TeacherModel, pad_left, split_encoder
 from recsys.teacher.score import score
 from recsys.teacher.teach import _candidates, _Examples, history_rows, own_sequences, teach
 from recsys.teacher.wide import WideEvidence
@@ -39,11 +39,12 @@ def test_an_example_is_read_as_if_its_user_had_never_been_counted(finished: Run,
     users = np.flatnonzero(dataset.train.lengths > 5)[:5].astype(np.int32)
     position = (dataset.train.lengths[users] - 2).astype(np.int32)
     candidates = np.stack([dataset.train.item_idx[dataset.train.offsets[users] + position + i] for i in (0, 1)], 1)
-    history = pad_left(history_rows(dataset, users, position)[0], WideEvidence.HISTORY)[0]
+    history = pad_left(dataset.histories(users, position), WideEvidence.HISTORY)[0]
+    price = dataset.items["price"].to_numpy().astype(np.float64)
     read = wide.features(history, candidates, own_sequences(dataset, users))
     naive = wide.features(history, candidates)
     for row, user in enumerate(users):
-        others = WideEvidence.fit(Cooccurrence.fit(without(dataset.train, user), dataset.n_items), text)
+        others = WideEvidence.fit(Cooccurrence.fit(without(dataset.train, user), dataset.n_items), text, price)
         expected = others.features(history[row : row + 1], candidates[row : row + 1])[0]
         np.testing.assert_allclose(read[row], expected, atol=2e-4)
     assert np.abs(read - naive).max() > 0.1  # there was something to take out
@@ -54,7 +55,7 @@ def test_retrieval_is_the_best_of_the_whole_catalogue(finished: Run, wide: WideE
     """Also where the users' own part is taken out of the counts (`blind`)."""
     dataset = finished.dataset
     users = np.flatnonzero(dataset.train.lengths > 3)[:30].astype(np.int32)
-    histories, seen = history_rows(dataset, users, (dataset.train.lengths[users] // 2).astype(np.int32))
+    histories, seen = history_rows(dataset, users, (dataset.train.lengths[users] // 2).astype(np.int32), last=50)
     history = pad_left(histories, WideEvidence.HISTORY)[0]
     own = own_sequences(dataset, users) if blind else None
     found = wide.retrieve(history, seen, 10, own)
@@ -89,8 +90,8 @@ def test_before_training_the_teacher_is_the_evidence(finished: Run) -> None:
     model = TeacherModel(encoder, torch.zeros(dataset.n_items, 16), teacher.config, n_event_types=3).eval()
     histories = dataset.histories(np.arange(4, dtype=np.int32))
     candidates = np.tile(np.arange(6, dtype=np.int32), (4, 1))
-    packed = teacher._packer.pack(histories, candidates, device=torch.device("cpu"))
-    expected = packed.features @ torch.tensor(WideEvidence.PRIOR)
+    packed = teacher.packer().pack(histories, candidates, device=torch.device("cpu"))
+    expected = packed.features @ torch.tensor(PRIOR)
     torch.testing.assert_close(model(packed).detach(), expected)
 
 
