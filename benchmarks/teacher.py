@@ -1,18 +1,21 @@
-"""The teacher on Amazon 2014 Beauty: beside every kind of evidence that it is made of, and its speed.
+"""The teacher on Amazon 2014 Beauty, beside every kind of evidence that it is made of; and its speed.
 
     RECSYS_DATA=… python benchmarks/teacher.py                       # a table
     RECSYS_DATA=… python benchmarks/teacher.py --json                # one line per figure
     RECSYS_DATA=… python benchmarks/teacher.py --seeds 0 1 2         # three teachers
     python benchmarks/teacher.py --only speed                        # minutes; needs no data
 
-* `quality`: leave-one-out in the order of `position`, seen items filtered. The teacher reranks the 200 unseen items that
-  its evidence puts first; each kind of evidence ranks the whole catalogue alone, and so does their untrained sum. All on
-  the same `--users` users of the test part, drawn by seed. `difference` is the teacher minus another on the same users,
-  with its 95 % paired bootstrap interval. `cold` is recall at 10 on the users whose target has no training event.
-* `speed`: pairs per second of the packed cross-encoder and of `sentence_transformers.CrossEncoder.predict`, in turn in
-  one run, with the same backbone (MiniLM-L6, all six layers), the same texts of history and candidates, the same
-  precision and 64 candidates for each user; medians of rounds. Tokens are made beforehand for the one and by the other
-  as it does, and the wide evidence of the first, which the other has not, is left out.
+* `quality`: leave-one-out in the order of `position`, seen items filtered. The teacher reranks the 200 unseen items
+  that its evidence puts first; each kind of evidence ranks the whole catalogue alone, and so does their untrained sum.
+  All on the same `--users` users of the test part, drawn by seed. `difference` is the teacher minus another on the
+  same users, with its 95 % paired bootstrap interval. `cold` is recall at 10 on the users whose target has no training
+  event.
+* `speed`: pairs per second of the packed cross-encoder and of `sentence_transformers.CrossEncoder.predict`, each in a
+  process of its own, in turn; medians of rounds, and peak memory. Both have the same backbone (MiniLM-L6), read the
+  same titles of eight history items and 64 candidates for each of the same users, and compute in the same precision.
+  `packed` is the teacher with all six layers reading history and candidate together, wide evidence and towers included;
+  `packed.cached` has the two joint layers that are its default, on item states that were computed once (by all users'
+  requests together, so that is not timed).
 
 A teacher takes about half an hour on two cores; what is up to date is not done again. The data is for research and is
 not part of the repository.
@@ -20,9 +23,12 @@ not part of the repository.
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,18 +45,36 @@ from recsys.evaluation.baselines import MostPopular, OrderedItemKNN, OrderedItem
 from recsys.evaluation.metrics import NDCG, Recall
 from recsys.evaluation.ranking import Scorer, Scores, tie_keys, top_k
 from recsys.evaluation.significance import percentile_interval, resampled_means
+from recsys.evidence import Cooccurrence
+from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.ingest import ingest
 from recsys.runtime import Runtime
+from recsys.sample.config import SampleConfig
+from recsys.sample.sample import write_sample
+from recsys.sequence.towers import Towers
 from recsys.teacher.behaviour import Behaviour
-from recsys.teacher.model import Packer, Teacher
+from recsys.teacher.config import TeachConfig
+from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, score_packed, split_encoder
 from recsys.teacher.teach import history_rows, teach
-from recsys.text import TextVectors
+from recsys.teacher.wide import WideEvidence
+from recsys.text import (
+    BUNDLED,
+    TextVectors,
+    TextVectorsConfig,
+    encoder_path,
+    item_texts,
+    load_encoder,
+    text_vectors,
+)
 
 METRICS: Final = Recall(10), NDCG(10)
 CANDIDATES: Final = 200
 TARGETS: Final = {"recall_at_10": 0.112, "ndcg_at_10": 0.068}
 BLOCK: Final = 128
+SPEED_TARGET: Final = 6.0
+SPEED_ITEMS, SPEED_USERS, SPEED_HISTORY, SPEED_CANDIDATES, SPEED_TOKENS = 500, 16, 8, 64, 16
+CONTENDERS: Final = ("cross_encoder", "packed", "packed.cached")
 PARTS: Final = ("quality", "speed")
 
 Values = npt.NDArray[np.float64]
@@ -64,11 +88,15 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=PARTS, help="one part; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one teacher for each")
     parser.add_argument("--users", type=int, default=5000, help="test users that are asked")
+    parser.add_argument("--contender", choices=CONTENDERS, help="one process of `speed`; prints JSON")
     parser.add_argument("--rounds", type=int, default=3, help="of the timings")
     options = parser.parse_args()
     figures: list[Figure] = []
     try:
         config = load_config(options.config, options.set)
+        if options.contender:
+            contend(options.contender, config.threads)
+            return 0
         for part in options.only or PARTS:
             if part == "quality":
                 figures += quality(config, options.seeds, options.users)
@@ -188,8 +216,107 @@ def judged(found: dict[str, Values], cold: npt.NDArray[np.bool_], seed: str) -> 
 
 
 def speed(rounds: int, threads: int) -> list[Figure]:
-    """Pairs per second, in turn, on made-up titles."""
-    raise NotImplementedError(rounds, threads, resource, statistics, time, torch)
+    """Pairs per second and peak memory of each contender, in turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, of in found.items():
+            command = [sys.executable, __file__, "--contender", name, "--set", f"threads={threads}"]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+            of.append(json.loads(answer))
+            print(f"{name}: {of[-1]}", file=sys.stderr)
+    figures = []
+    for name, of in found.items():
+        figures.append(Figure(f"speed.{name}", statistics.median(each["pairs_per_second"] for each in of), "pairs/s"))
+        figures.append(Figure(f"speed.{name}.memory", max(each["peak_mb"] for each in of), "MB"))
+    for name in ("packed", "packed.cached"):
+        ratios = [
+            ours["pairs_per_second"] / theirs["pairs_per_second"]
+            for ours, theirs in zip(found[name], found["cross_encoder"], strict=True)
+        ]
+        figures.append(at_least(f"speed.{name}/cross_encoder", statistics.median(ratios), SPEED_TARGET))
+        figures.append(Figure(f"speed.{name}/cross_encoder.least", min(ratios)))
+        figures.append(Figure(f"speed.{name}/cross_encoder.most", max(ratios)))
+    return figures
+
+
+def contend(name: str, threads: int) -> None:
+    """Score the pairs by one contender and print what it took, as JSON."""
+    runtime = Runtime(threads=threads, progress=False)
+    runtime.torch_device()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = SampleConfig(n_items=SPEED_ITEMS, n_users=300, n_events=8000)
+        shop = write_sample(Path(folder) / "shop", sizes, seed=0)
+        dataset = ingest(IngestConfig(), Path(folder) / "dataset", data=shop.path, runtime=runtime)
+        users = np.flatnonzero(dataset.split.train_end >= SPEED_HISTORY)[:SPEED_USERS].astype(np.int32)
+        histories = dataset.histories(users, last=SPEED_HISTORY)
+        rng = np.random.default_rng(0)
+        candidates = rng.integers(0, SPEED_ITEMS, (len(users), SPEED_CANDIDATES)).astype(np.int32)
+        score = by_cross_encoder if name == "cross_encoder" else by_packing
+        seconds = score(dataset, histories, candidates, Path(folder), runtime, 6 if name == "packed" else 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"pairs_per_second": candidates.size / seconds, "peak_mb": peak}))
+
+
+def by_cross_encoder(
+    dataset: Dataset,
+    histories: Sequences,
+    candidates: npt.NDArray[np.int32],
+    folder: Path,
+    runtime: Runtime,
+    layers: int,
+) -> float:
+    """Seconds of the usual way: every pair is a text of its own."""
+    from sentence_transformers import CrossEncoder
+
+    del folder, layers
+    model = CrossEncoder(
+        encoder_path(BUNDLED),
+        num_labels=1,
+        max_length=(SPEED_HISTORY + 1) * SPEED_TOKENS,
+        device="cpu",
+        model_kwargs={"torch_dtype": runtime.compute_dtype()},
+    )
+    titles = item_texts(dataset)
+    pairs = [
+        (". ".join(titles[item] for item in history), titles[candidate])
+        for history, row in zip(np.split(histories.item_idx, histories.offsets[1:-1]), candidates, strict=True)
+        for candidate in row
+    ]
+    model.predict(pairs[:64], batch_size=64, show_progress_bar=False)
+    started = time.perf_counter()
+    model.predict(pairs, batch_size=64, show_progress_bar=False)
+    return time.perf_counter() - started
+
+
+def by_packing(
+    dataset: Dataset,
+    histories: Sequences,
+    candidates: npt.NDArray[np.int32],
+    folder: Path,
+    runtime: Runtime,
+    layers: int,
+) -> float:
+    """Seconds of the teacher: every history is read once."""
+    config = TeachConfig(joint_layers=layers, history=SPEED_HISTORY, max_tokens=SPEED_TOKENS)
+    text = text_vectors(dataset, TextVectorsConfig(), folder / "text_vectors", runtime=runtime).vectors
+    price = dataset.items["price"].to_numpy().astype(np.float64)
+    wide = WideEvidence.fit(Cooccurrence.fit(dataset.train, dataset.n_items), text, price)
+    towers = Towers(
+        config.behaviour,
+        torch.from_numpy(np.array(text)),
+        torch.ones(dataset.n_items, dtype=torch.bool),
+        n_event_types=3,
+    ).eval()
+    with torch.inference_mode():
+        behaviour = Behaviour([towers.user], [towers.items()], config.behaviour.max_history)
+    packer = Packer(ItemStates.compute(dataset, config, folder, runtime), wide, behaviour, config)
+    _, encoder = split_encoder(load_encoder(config.encoder)[1], layers)
+    model = TeacherModel(encoder, torch.zeros(dataset.n_items, config.item_dim), config, n_event_types=3).eval()
+    device, dtype = runtime.torch_device(), runtime.compute_dtype()
+    score_packed(model, packer, histories, candidates, device=device, dtype=dtype)
+    started = time.perf_counter()
+    score_packed(model, packer, histories, candidates, device=device, dtype=dtype)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def packed_attention(
     batch, heads, dim = query.shape[0], query.shape[1], query.shape[3]
     past, count, width = layout
     scaling = dim**-0.5 if scaling is None else scaling
+    if query.device.type == "cpu" and past and not torch.is_grad_enabled():
+        return _in_blocks(query, key, value, attention_mask, layout, scaling), None
     valid = attention_mask[:, :, :, :past]
     # Rows without history have only padding to attend to: let them, nobody reads the result.
     from_history = functional.scaled_dot_product_attention(
@@ -78,6 +80,52 @@ def packed_attention(
     on_history = weights[..., :past].reshape(batch, heads, count * width, past) @ value[:, :, :past]
     on_own = (weights[..., past:] @ own_value).reshape(batch, heads, count * width, dim)
     return torch.cat([from_history, on_history + on_own], 2).transpose(1, 2), None
+
+
+def _in_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    layout: Layout,
+    scaling: float,
+) -> torch.Tensor:
+    """The same without a gradient, and without weights in memory: they took three quarters of a layer on a CPU.
+
+    Attention over two sets of keys is the mean of the attention over each, weighted by the sums of their exponentials
+    (Dao et al., "FlashAttention", 2022, section 3.1): all queries ask the history, each candidate asks itself, and both
+    answers are merged.
+    """
+    batch, heads, _, dim = query.shape
+    past, count, width = layout
+    valid = attention_mask[:, :, :, :past]
+    known = valid.any(-1)  # [b, 1, 1]; a row without history attends to its padding, and nobody reads the result
+    on_history, history_sum = _flash(query, key[:, :, :past], value[:, :, :past], valid | ~known[..., None], scaling)
+
+    def own(part: torch.Tensor) -> torch.Tensor:
+        blocks = part[:, :, past:].reshape(batch, heads, count, width, dim)
+        return blocks.transpose(1, 2).reshape(batch * count, heads, width, dim)
+
+    own_valid = attention_mask[:, 0, 0, past:].reshape(batch * count, 1, 1, width)
+    on_own, own_sum = _flash(own(query), own(key), own(value), own_valid, scaling)
+    on_own = on_own.view(batch, count, heads, width, dim).transpose(1, 2).reshape(batch, heads, count * width, dim)
+    own_sum = own_sum.view(batch, count, heads, width).transpose(1, 2).reshape(batch, heads, count * width)
+    history_sum = history_sum[:, :, past:].masked_fill(~known, float("-inf"))
+    share = torch.sigmoid(history_sum - own_sum)[..., None].to(query.dtype)
+    merged = torch.lerp(on_own, on_history[:, :, past:], share)
+    return torch.cat([on_history[:, :, :past], merged], 2).transpose(1, 2)
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [n, heads, S, d], and the logarithm of each query's sum of exponentials [n, heads, S]."""
+    mask = torch.zeros(valid.shape, dtype=query.dtype).masked_fill_(~valid, float("-inf"))
+    # What `scaled_dot_product_attention` calls on a CPU; only here it tells the sums.
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=mask, scale=scaling
+    )
+    return output, sums
 
 
 AttentionInterface.register(NAME, packed_attention)

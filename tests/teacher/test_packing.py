@@ -43,10 +43,12 @@ def upper(request: pytest.FixtureRequest) -> Any:
     return split_encoder(encoder(request.param), 2)[1]
 
 
-def run(upper: Any, states: torch.Tensor, valid: torch.Tensor, layout: Layout) -> torch.Tensor:
+def run(
+    upper: Any, states: torch.Tensor, valid: torch.Tensor, layout: Layout, *, learning: bool = False
+) -> torch.Tensor:
     items = states.shape[1] // layout.width
     position = torch.arange(layout.width).repeat(items).expand(len(states), -1)
-    with torch.inference_mode():
+    with torch.inference_mode(not learning):
         return upper(
             inputs_embeds=states, attention_mask=valid[:, None, None, :], position_ids=position, layout=layout
         ).last_hidden_state
@@ -70,6 +72,20 @@ def test_a_user_without_history_is_scored_too(upper: Any) -> None:
     states, valid = torch.randn(1, 10 + 10, 32), torch.ones(1, 20, dtype=torch.bool)
     valid[:, :10] = False
     assert run(upper, states, valid, Layout(10, 2, 5))[:, 10:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_is_what_was_learned(upper: Any, dtype: torch.dtype) -> None:
+    """Without a gradient attention is computed in another way."""
+    torch.manual_seed(3)
+    states, valid = torch.randn(3, 12 + 20, 32), torch.rand(3, 32) > 0.3
+    valid[:, 12::4] = True
+    valid[0, :12] = False  # no history
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found, learned = (run(upper, states, valid, Layout(12, 5, 4), learning=on) for on in (False, True))
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    seen = valid & (torch.arange(32) >= 12)
+    torch.testing.assert_close(found[seen].float(), learned[seen].detach().float(), **close)
 
 
 def test_packing_equals_a_dense_block_mask() -> None:
