@@ -45,7 +45,6 @@ from recsys.evaluation.baselines import MostPopular, OrderedItemKNN, OrderedItem
 from recsys.evaluation.metrics import NDCG, Recall
 from recsys.evaluation.ranking import Scorer, Scores, tie_keys, top_k
 from recsys.evaluation.significance import percentile_interval, resampled_means
-from recsys.evidence import Cooccurrence
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.ingest import ingest
@@ -299,8 +298,7 @@ def by_packing(
     """Seconds of the teacher: every history is read once."""
     config = TeachConfig(joint_layers=layers, history=SPEED_HISTORY, max_tokens=SPEED_TOKENS)
     text = text_vectors(dataset, TextVectorsConfig(), folder / "text_vectors", runtime=runtime).vectors
-    price = dataset.items["price"].to_numpy().astype(np.float64)
-    wide = WideEvidence.fit(Cooccurrence.fit(dataset.train, dataset.n_items), text, price)
+    wide = WideEvidence.fit(dataset.train, dataset.items, text)
     towers = Towers(
         config.behaviour,
         torch.from_numpy(np.array(text)),

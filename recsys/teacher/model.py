@@ -118,11 +118,42 @@ class ItemStates:
         return cls(np.load(folder / "item_states.npy", mmap_mode="r"), np.load(folder / "item_lengths.npy"))
 
 
+class Evidence(nn.Module):
+    """Weighted evidence of a pair, and a small network for what no weights can say, such as one kind by another."""
+
+    def __init__(self, n_features: int, dropout: float) -> None:
+        super().__init__()
+        self.mean, self.scale = nn.Buffer(torch.zeros(n_features)), nn.Buffer(torch.ones(n_features))
+        self.linear = nn.Linear(n_features, 1, bias=False)
+        self.network = nn.Sequential(
+            nn.Linear(n_features, 32),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(32, 16),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(16, 1, bias=False),
+        )
+        nn.init.zeros_(self.network[-1].get_parameter("weight"))
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([PRIOR]))
+
+    def standard(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of mean 0 and deviation 1 over the pairs that it was fitted on."""
+        return (features - self.mean) / self.scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [n, C] of features [n, C, 11]."""
+        logits: torch.Tensor = self.linear(features) + self.network(self.standard(features))
+        return logits.squeeze(-1)
+
+
 class TeacherModel(nn.Module):
-    """Logit of a pair = weighted wide evidence + what the encoder reads in history and candidate together.
+    """Logit of a pair = `Evidence` + what the encoder reads in history and candidate together.
 
     The head's last layer starts at zero: before training the teacher is the evidence, and training can only say
-    where the text and the behaviour together know better.
+    where the text and the behaviour together know better. The head sees the evidence too, so that it can weigh one by
+    the other.
     """
 
     def __init__(self, encoder: Any, item_vectors: torch.Tensor, config: TeachConfig, *, n_event_types: int) -> None:
@@ -134,15 +165,13 @@ class TeacherModel(nn.Module):
         self.recency = nn.Embedding(config.history, width)
         self.event_type = nn.Embedding(n_event_types, width)
         self.candidate = nn.Parameter(torch.zeros(width))
-        self.wide = nn.Linear(n_features, 1)
+        self.evidence = Evidence(n_features, config.dropout)
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width + n_features, 128)
         self.dropout = nn.Dropout(config.dropout)
         self.delta = nn.Linear(128, 1)
         with torch.no_grad():
             self.item.weight.copy_(item_vectors)
-            self.wide.weight.copy_(torch.tensor([PRIOR]))
-            self.wide.bias.zero_()
         for module in (self.recency, self.event_type, self.item_token):
             nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.delta.weight)
@@ -169,9 +198,9 @@ class TeacherModel(nn.Module):
             layout=Layout(past * width, count, width),
         ).last_hidden_state
         first = self.norm(states[:, past * width :: width].float())  # each candidate's first token
-        wide = batch.features
-        hidden = self.dropout(functional.gelu(self.hidden(torch.cat([first, wide], -1))))
-        logits: torch.Tensor = (self.wide(wide) + self.delta(hidden)).float().squeeze(-1)
+        standard = self.evidence.standard(batch.features)
+        hidden = self.dropout(functional.gelu(self.hidden(torch.cat([first, standard], -1))))
+        logits: torch.Tensor = self.evidence(batch.features).float() + self.delta(hidden).float().squeeze(-1)
         return logits
 
 
@@ -190,7 +219,7 @@ class Batch:
     candidates: torch.Tensor  # [n, C] int64
     candidate_states: torch.Tensor  # [n, C, K, d] float32
     candidate_valid: torch.Tensor  # [n, C, K] bool
-    features: torch.Tensor  # [n, C, 6] float32, in the order of FEATURES
+    features: torch.Tensor  # [n, C, 11] float32, in the order of FEATURES
 
 
 @dataclass(frozen=True)
@@ -222,6 +251,14 @@ class Packer:
         more = self.behaviour.log_probabilities(histories)
         return self.wide.retrieve(pad_left(histories, WideEvidence.HISTORY)[0], seen, k, own, more)
 
+    def features(
+        self, histories: Sequences, candidates: npt.NDArray[np.int32], own: Sequences | None = None
+    ) -> npt.NDArray[np.float32]:
+        """All evidence of pairs, [n, C, 11] in the order of `FEATURES`; `own` as in `WideEvidence.features`."""
+        history, _ = pad_left(histories, WideEvidence.HISTORY)
+        behaviour = self.behaviour.of_pairs(histories, candidates)
+        return np.concatenate([self.wide.features(history, candidates, own), behaviour[:, :, None]], axis=2)
+
     def pack(
         self,
         histories: Sequences,
@@ -235,11 +272,7 @@ class Packer:
         longest = max(int((recent >= 0).sum(1).max(initial=1)), 1)
         recent, types = recent[:, -longest:], types[:, -longest:]
         there, items = recent >= 0, np.maximum(recent, 0)
-        evidence_history, _ = pad_left(histories, WideEvidence.HISTORY)
-        behaviour = self.behaviour.of_pairs(histories, candidates)
-        features = np.concatenate(
-            [self.wide.features(evidence_history, candidates, own), behaviour[:, :, None]], axis=2
-        )
+        features = self.features(histories, candidates, own)
 
         def gather(rows: npt.NDArray[np.int32]) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
             # Each distinct item is read from the memory map once a batch.

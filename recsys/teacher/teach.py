@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from recsys.teacher.config import TeachConfig
 from recsys.teacher.model import (
     BEFORE_FILE,
     BEHAVIOUR_FILE,
+    FEATURES,
+    PRIOR,
+    Evidence,
     ItemStates,
     Packer,
     Teacher,
@@ -32,6 +36,11 @@ from recsys.teacher.model import (
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectorsConfig, load_encoder, text_vectors
 from recsys.training import load_checkpoint, ndcg_at_k, save_checkpoint, seed_everything, warmup_cosine
+
+# Examples that the evidence is fitted on at most, candidates of each (100 MB at most), and passes over them.
+FITTED: Final = 20_000
+FITTED_AGAINST: Final = 100
+FITTED_EPOCHS: Final = 6
 
 
 def teach(
@@ -46,10 +55,10 @@ def teach(
 
     Each example asks about one of a user's last training events: a softmax over the item that was chosen and others
     from the same pool of candidates, so that picking by the evidence that made the pool is not what is learned. The
-    evidence has not seen what is asked: counts are read without the user's own transitions, and the towers were trained
-    without these events (see `recsys.teacher.behaviour`). The weights with the best validation NDCG@10 are kept, the
-    untrained ones (which are the evidence alone) included. A killed run resumes at the last finished epoch of the
-    towers or the last evaluation.
+    evidence has not seen what is asked: counts are read without the user's own transitions, and the towers were
+    trained without these events (see `recsys.teacher.behaviour`). First the evidence alone is weighed, then the encoder
+    learns where it knows better. The weights with the best validation NDCG@10 are kept, those before the encoder
+    learned included. A killed run resumes at the last finished epoch of the towers or the last evaluation.
 
     Args:
         dataset: what `ingest` wrote; only its training part is trained on, its validation part picks the weights.
@@ -168,6 +177,65 @@ def _candidates(
     return np.concatenate([target, negatives], axis=1).astype(np.int32)
 
 
+def _fit_evidence(evidence: Evidence, dataset: Dataset, examples: _Examples, packer: Packer, runtime: Runtime) -> None:
+    """Learn to choose among each example's pool by the evidence alone, before anything is read.
+
+    A listwise softmax (Cao et al., "Learning to Rank", ICML 2007, for lists of one relevant item): first the weights
+    by L-BFGS, which is convex, then the network by AdamW. Beside the encoder's steps both would be found slowly; on
+    evidence that is computed once they take a minute.
+    """
+    rng = np.random.default_rng([runtime.seed, 8])
+    rows = np.sort(rng.permutation(np.flatnonzero(examples.inside))[:FITTED])
+    if not len(rows):
+        return
+    parts = []
+    starts = range(0, len(rows), 256)
+    for start in runtime.track(starts, total=len(starts), label="weigh the evidence", unit="block"):
+        block = rows[start : start + 256]
+        users = examples.user[block]
+        candidates = _candidates(examples, block, FITTED_AGAINST, dataset.n_items, rng)
+        histories = dataset.histories(users, examples.position[block], last=packer.history)
+        parts.append(packer.features(histories, candidates, own_sequences(dataset, users)))
+    features = torch.from_numpy(np.concatenate(parts))
+
+    def loss_of(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+    mean, scale = features.mean((0, 1)), features.std((0, 1))
+    scale = torch.where(scale > 1e-6, scale, 1.0)  # what never differs, such as the prices of a shop without any
+    standard = ((features - mean) / scale).double()
+    weights = (torch.tensor(PRIOR) * scale).double().requires_grad_()
+    by_lbfgs = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        by_lbfgs.zero_grad()
+        value = loss_of(standard @ weights) + 1e-4 * weights.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return value
+
+    by_lbfgs.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.no_grad():
+        evidence.mean.copy_(mean)
+        evidence.scale.copy_(scale)
+        evidence.linear.weight.copy_((weights / scale)[None])
+    seed_everything(runtime.seed, 9)
+    optimizer = torch.optim.AdamW(evidence.parameters(), lr=2e-3, weight_decay=0.01)
+    batches = [
+        batch
+        for _ in range(FITTED_EPOCHS)
+        for batch in np.array_split(rng.permutation(len(rows)), len(rows) // 128 + 1)
+    ]
+    evidence.train()
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * warmup_cosine(step, total=len(batches), warmup=1, floor=0.0)
+        loss = loss_of(evidence(features[torch.from_numpy(batch)]))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+    evidence.eval()
+
+
 def _item_vectors(counts: Cooccurrence, dim: int, seed: int) -> torch.Tensor:
     """Collaborative embeddings [n_items, dim]: a truncated SVD of the symmetrised similarities, rows of unit length."""
     seed_everything(seed, 3)
@@ -187,8 +255,7 @@ def _train(
     dataset: Dataset, text: npt.NDArray[np.float32], config: TeachConfig, draft: Draft, runtime: Runtime
 ) -> None:
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
-    price = dataset.items["price"].to_numpy().astype(np.float64)
-    wide = WideEvidence.fit(Cooccurrence.fit(dataset.train, dataset.n_items), text, price)
+    wide = WideEvidence.fit(dataset.train, dataset.items, text)
     wide.save(draft.path / "evidence.safetensors")
     behaviour, before = train_behaviour(
         dataset,
@@ -210,7 +277,10 @@ def _train(
     _, encoder = split_encoder(load_encoder(config.encoder)[1], config.joint_layers)
     item_vectors = _item_vectors(wide.cooccurrence, config.item_dim, runtime.seed)
     seed_everything(runtime.seed)
-    model = TeacherModel(encoder, item_vectors, config, n_event_types=len(dataset.event_types)).to(device)
+    model = TeacherModel(encoder, item_vectors, config, n_event_types=len(dataset.event_types))
+    by_prior = validation(model.to(device), device, dtype)
+    _fit_evidence(model.evidence.cpu(), dataset, examples, packer, runtime)
+    model.to(device)
     encoder_parameters = list(model.encoder.parameters())
     others = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     optimizer = torch.optim.AdamW(
@@ -291,7 +361,11 @@ def _train(
         parameters_trained=sum(p.numel() for p in model.parameters()),
     )
     draft.info.update(
-        valid_ndcg_at_10=best_value, history=history[1:], valid_ndcg_at_10_of_evidence=history[0]["valid_ndcg_at_10"]
+        valid_ndcg_at_10=best_value,
+        history=history[1:],
+        valid_ndcg_at_10_of_evidence=history[0]["valid_ndcg_at_10"],
+        valid_ndcg_at_10_of_untrained_evidence=by_prior,
+        evidence=dict(zip(FEATURES, best["evidence.linear.weight"][0].tolist(), strict=True)),
     )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.numpy import load_file, save_file
 
+from recsys import schema
 from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
 from recsys.ingest.dataset import Sequences
 
-_AS_THEY_ARE = ("text", "neighbours", "kernel", "log_price")
+_ARRAYS: Final = ("text", "neighbours", "kernel", "groups", "log_price")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,29 @@ class WideEvidence:
 
     * `cooccurrence`: log(.01 + Σ .6^age · sim(history item → candidate)), see `Cooccurrence`;
     * `last`: the same of the last history item alone;
+    * `next`: log(.01 + sim) of the last history item by what came right after it, and nothing else;
     * `text`: log(.05 + Σ .7^age · exp(12 · (cos − 1))), cosines of centred sentence vectors;
+    * `nearest`: the largest of these cosines;
     * `popularity`: log(1 + events);
-    * `price`: −|log price − the mean log price of the history, weighted by .7^age|; 0 where either is unknown.
+    * `brand`, `category`, `department`: the share of the history, weighted by .7^age, that has the candidate's brand,
+      its category, and its category's first two levels;
+    * `price`: −|log price − the mean log price of the history, weighted likewise|; 0 where either is unknown.
     """
 
-    FEATURES: ClassVar[tuple[str, ...]] = ("cooccurrence", "last", "text", "popularity", "price")
-    PRIOR: ClassVar[tuple[float, ...]] = (1.0, 0.0, 1.0, 0.3, 0.0)  # weights of the retrieval, and the head's start
+    FEATURES: ClassVar[tuple[str, ...]] = (
+        "cooccurrence",
+        "last",
+        "next",
+        "text",
+        "nearest",
+        "popularity",
+        "brand",
+        "category",
+        "department",
+        "price",
+    )
+    # Weights of the retrieval, and where those of the teacher start.
+    PRIOR: ClassVar[tuple[float, ...]] = (1.0, 0.0, 0.0, 1.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0)
     TEXT_DECAY: ClassVar[float] = 0.7
     HISTORY: ClassVar[int] = 20  # most recent events looked at
     NEIGHBOURS: ClassVar[int] = 100  # most similar texts that an item retrieves
@@ -41,17 +60,26 @@ class WideEvidence:
     text: Floats  # [n_items, width], centred, unit length
     neighbours: Ints  # [n_items, NEIGHBOURS or fewer], the items of the most similar texts
     kernel: Floats  # as `neighbours`: exp(12 · (cos − 1))
+    successors: Cooccurrence  # of neighbours in time alone, and forward
+    groups: Ints  # [n_items, 3], which brand, category and department; −1 for none
     log_price: Floats  # [n_items], NaN where there is none
 
     @classmethod
-    def fit(cls, cooccurrence: Cooccurrence, text: Floats, price: npt.NDArray[np.float64]) -> WideEvidence:
-        """Join counts with sentence vectors (centred here: they share a strong common direction) and prices.
+    def fit(cls, train: Sequences, items: pa.Table, text: Floats) -> WideEvidence:
+        """Count what followed what, and join it with the catalogue.
 
         Args:
-            cooccurrence: the counts.
-            text: [n_items, width].
-            price: [n_items], NaN where there is none.
+            train: the sequences.
+            items: the catalogue, as `schema.ITEMS`.
+            text: [n_items, width] float32, sentence vectors (centred here: they share a strong common direction).
         """
+        cooccurrence = Cooccurrence.fit(train, len(items))
+        successors = Cooccurrence.fit(train, len(items), window=1, backward=0.0)
+        price = items["price"].to_numpy().astype(np.float64)
+        categories = items["category"]
+        levels = pc.list_slice(pc.split_pattern(categories, schema.CATEGORY_SEPARATOR), 0, 2)
+        department = pc.binary_join(levels, schema.CATEGORY_SEPARATOR)
+        groups = np.stack([_codes(column) for column in (items["brand"], categories, department)], axis=1)
         centred = text - text.mean(0)
         text = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
         catalogue = torch.from_numpy(text)
@@ -64,41 +92,39 @@ class WideEvidence:
             text,
             torch.cat([block.indices for block in blocks]).numpy().astype(np.int32),
             torch.cat([block.values for block in blocks]).sub_(1).mul_(12).exp_().numpy(),
+            successors,
+            groups,
             np.log(np.where(price > 0, price, np.nan)).astype(np.float32),
         )
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file."""
-        counts = self.cooccurrence
-        save_file(
-            {
-                "offsets": counts.offsets,
-                "columns": counts.columns,
-                "weights": counts.weights,
-                "counts": counts.counts,
-                "window": np.array([counts.window]),
-                "backward": np.array([counts.backward]),
-                "text": self.text,
-                "neighbours": self.neighbours,
-                "kernel": self.kernel,
-                "log_price": self.log_price,
-            },
-            path,
-        )
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        for name in ("cooccurrence", "successors"):
+            counts: Cooccurrence = getattr(self, name)
+            arrays |= {f"{name}.{part}": getattr(counts, part) for part in ("offsets", "columns", "weights", "counts")}
+            arrays |= {f"{name}.window": np.array([counts.window]), f"{name}.backward": np.array([counts.backward])}
+        save_file(arrays, path)
 
     @classmethod
     def load(cls, path: Path) -> WideEvidence:
         """Read what `save` wrote."""
         arrays = load_file(path)
-        counts = Cooccurrence(
-            offsets=arrays["offsets"],
-            columns=arrays["columns"],
-            weights=arrays["weights"],
-            counts=arrays["counts"],
-            window=int(arrays["window"][0]),
-            backward=float(arrays["backward"][0]),
-        )
-        return cls(counts, counts.similarities(), *(arrays[name] for name in _AS_THEY_ARE))
+        counts = {
+            name: Cooccurrence(
+                offsets=arrays[f"{name}.offsets"],
+                columns=arrays[f"{name}.columns"],
+                weights=arrays[f"{name}.weights"],
+                counts=arrays[f"{name}.counts"],
+                window=int(arrays[f"{name}.window"][0]),
+                backward=float(arrays[f"{name}.backward"][0]),
+            )
+            for name in ("cooccurrence", "successors")
+        }
+        cooccurrence, successors = counts["cooccurrence"], counts["successors"]
+        text, neighbours, kernel, groups, log_price = (arrays[name] for name in _ARRAYS)
+        similarities = cooccurrence.similarities()
+        return cls(cooccurrence, similarities, text, neighbours, kernel, successors, groups, log_price)
 
     def features(self, history: Ints, candidates: Ints, own: Sequences | None = None) -> Floats:
         """Evidence of pairs.
@@ -110,37 +136,38 @@ class WideEvidence:
                 counts, because one of the candidates may be what the user really chose next.
 
         Returns:
-            [n, C, 5] float32, in the order of `FEATURES`.
+            [n, C, 10] float32, in the order of `FEATURES`.
         """
-        counts = self.cooccurrence
         there = history >= 0
         source = np.where(there, history, 0)
-        pairs = counts.lookup(source[:, :, None], candidates[:, None, :]) * there[:, :, None]
-        source_count = counts.counts[source].astype(np.float32)
-        target_count = counts.counts[candidates].astype(np.float32)
-        if own is not None:
-            part = OwnPart.fit(history, own, counts)
-            pairs = np.maximum(pairs - part.pairs(source, candidates) * there[:, :, None], 0)
-            source_count = source_count - part.counts(source)
-            target_count = target_count - part.counts(candidates)
-            pairs[pairs < 1e-5] = 0  # what float32 leaves of an exact difference
-        similarity = pairs / (
-            np.maximum(source_count, 1)[:, :, None] ** counts.SOURCE_EXPONENT
-            * np.maximum(target_count, 1)[:, None, :] ** counts.TARGET_EXPONENT
-        )
+        similarity, target_count = _similarities(self.cooccurrence, history, candidates, own)
+        following, _ = _similarities(self.successors, history[:, -1:], candidates, own)
         cosine = self.text[source] @ self.text[candidates].transpose(0, 2, 1)
         age = np.arange(history.shape[1])[::-1]
         kernel = np.exp(12 * (cosine - 1)) * there[:, :, None]
-        weight = self.TEXT_DECAY**age * (there & ~np.isnan(self.log_price[source]))
-        usual = (weight * np.nan_to_num(self.log_price[source])).sum(1) / np.maximum(weight.sum(1), 1e-9)
-        distance = np.abs(self.log_price[candidates] - usual[:, None])
+        weight = self.TEXT_DECAY**age * there
+        share = weight / np.maximum(weight.sum(1, keepdims=True), 1e-9)
+        groups = [
+            np.einsum(
+                "nh,nhc->nc",
+                share,
+                (of[source][:, :, None] == of[candidates][:, None]) & (of[candidates] >= 0)[:, None],
+            )
+            for of in self.groups.T
+        ]
+        priced = weight * ~np.isnan(self.log_price[source])
+        usual = (priced * np.nan_to_num(self.log_price[source])).sum(1) / np.maximum(priced.sum(1), 1e-9)
+        distance = np.nan_to_num(np.abs(self.log_price[candidates] - usual[:, None]))
         return np.stack(
             [
-                np.log(0.01 + np.einsum("h,nhc->nc", counts.DECAY**age, similarity)),
+                np.log(0.01 + np.einsum("h,nhc->nc", Cooccurrence.DECAY**age, similarity)),
                 np.log(0.01 + similarity[:, -1]),
+                np.log(0.01 + following[:, 0]),
                 np.log(0.05 + np.einsum("h,nhc->nc", self.TEXT_DECAY**age, kernel)),
+                np.where(there[:, :, None], cosine, -1.0).max(axis=1),
                 np.log1p(target_count),
-                -np.where((weight.sum(1) > 0)[:, None], np.nan_to_num(distance), 0.0),
+                *groups,
+                -np.where((priced.sum(1) > 0)[:, None], distance, 0.0),
             ],
             axis=-1,
         ).astype(np.float32)
@@ -155,7 +182,7 @@ class WideEvidence:
     ) -> Ints:
         """The k items that the evidence, weighted by `PRIOR`, puts first among those not seen.
 
-        The price is not asked: its weight there is 0.
+        What has no weight there is not asked.
 
         Args:
             history: [n, H] as in `features`.
@@ -198,11 +225,12 @@ class WideEvidence:
             cooccurrence[cooccurrence < 1e-6] = 0  # what float32 counts leave of an exact difference
             popularity = popularity.copy()
             popularity.ravel()[part.item_keys] -= part.item_counts
+        prior = dict(zip(self.FEATURES, self.PRIOR, strict=True))
         affinity = cooccurrence.reshape(n, n_items) / np.maximum(popularity, 1) ** counts.TARGET_EXPONENT
         score = (
-            torch.from_numpy(affinity).float().add_(0.01).log_().mul_(self.PRIOR[0])
-            + torch.from_numpy(text).float().view(n, n_items).add_(0.05).log_().mul_(self.PRIOR[2])
-            + torch.from_numpy(np.log1p(popularity)).float().mul_(self.PRIOR[3])
+            torch.from_numpy(affinity).float().add_(0.01).log_().mul_(prior["cooccurrence"])
+            + torch.from_numpy(text).float().view(n, n_items).add_(0.05).log_().mul_(prior["text"])
+            + torch.from_numpy(np.log1p(popularity)).float().mul_(prior["popularity"])
         )
         if more is not None:
             score += torch.from_numpy(more)
@@ -211,3 +239,31 @@ class WideEvidence:
         found = np.full((n, k), -1, dtype=np.int32)
         found[:, : best.shape[1]] = np.where(np.isfinite(values.numpy()), best.numpy(), -1)
         return found
+
+
+def _similarities(
+    counts: Cooccurrence, history: Ints, candidates: Ints, own: Sequences | None
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """sim(history item → candidate) [n, H, C], and the candidates' counts [n, C]; without the users' own part."""
+    there = history >= 0
+    source = np.where(there, history, 0)
+    pairs = counts.lookup(source[:, :, None], candidates[:, None, :]) * there[:, :, None]
+    source_count = counts.counts[source].astype(np.float32)
+    target_count = counts.counts[candidates].astype(np.float32)
+    if own is not None:
+        part = OwnPart.fit(history, own, counts)
+        pairs = np.maximum(pairs - part.pairs(source, candidates) * there[:, :, None], 0)
+        source_count = source_count - part.counts(source)
+        target_count = target_count - part.counts(candidates)
+        pairs[pairs < 1e-5] = 0  # what float32 leaves of an exact difference
+    similarity = pairs / (
+        np.maximum(source_count, 1)[:, :, None] ** counts.SOURCE_EXPONENT
+        * np.maximum(target_count, 1)[:, None, :] ** counts.TARGET_EXPONENT
+    )
+    return similarity, target_count
+
+
+def _codes(column: pa.ChunkedArray) -> Ints:
+    """[n] a number for each distinct value, −1 for null."""
+    found: Ints = pc.fill_null(pc.index_in(column, value_set=pc.unique(column.drop_null())), -1).to_numpy()
+    return found.astype(np.int32)

@@ -12,7 +12,6 @@ from recsys.api import Run
 from recsys.artifacts import hash_file
 from recsys.config import PipelineConfig
 from recsys.errors import InputError
-from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences, take
 from recsys.teacher.model import PRIOR, TeacherModel, pad_left, split_encoder
 from recsys.teacher.score import score
@@ -40,11 +39,10 @@ def test_an_example_is_read_as_if_its_user_had_never_been_counted(finished: Run,
     position = (dataset.train.lengths[users] - 2).astype(np.int32)
     candidates = np.stack([dataset.train.item_idx[dataset.train.offsets[users] + position + i] for i in (0, 1)], 1)
     history = pad_left(dataset.histories(users, position), WideEvidence.HISTORY)[0]
-    price = dataset.items["price"].to_numpy().astype(np.float64)
     read = wide.features(history, candidates, own_sequences(dataset, users))
     naive = wide.features(history, candidates)
     for row, user in enumerate(users):
-        others = WideEvidence.fit(Cooccurrence.fit(without(dataset.train, user), dataset.n_items), text, price)
+        others = WideEvidence.fit(without(dataset.train, user), dataset.items, text)
         expected = others.features(history[row : row + 1], candidates[row : row + 1])[0]
         np.testing.assert_allclose(read[row], expected, atol=2e-4)
     assert np.abs(read - naive).max() > 0.1  # there was something to take out
@@ -67,7 +65,7 @@ def test_retrieval_is_the_best_of_the_whole_catalogue(finished: Run, wide: WideE
         for age, item in enumerate(history[row][::-1]):
             if item >= 0:
                 near[row, wide.neighbours[item]] += WideEvidence.TEXT_DECAY**age * wide.kernel[item]
-    features[..., 2] = np.log(0.05 + near)
+    features[..., WideEvidence.FEATURES.index("text")] = np.log(0.05 + near)
     value = features @ np.array(WideEvidence.PRIOR)
     value[seen] = -np.inf
     for row in range(30):
