@@ -143,7 +143,8 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
         case "score":
             from recsys.teacher.score import score
 
-            return score(run.dataset, run.teacher, config.score, out, **options)
+            others = [type(run.teacher).open(folder) for folder in config.score.ensemble]
+            return score(run.dataset, [run.teacher, *others], config.score, out, **options)
         case "distill":
             from recsys.student.distill import distill
 

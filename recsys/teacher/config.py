@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.sequence.config import TowersConfig
@@ -61,6 +63,9 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    ensemble: tuple[Path, ...] = Field(
+        (), description="folders of further teachers of this dataset, such as another seed's runs/x/teacher; averaged"
+    )
     top: int = Field(24, ge=1, description="candidates of a row that evidence retrieves (the teacher's likely top)")
     random: int = Field(8, ge=0, description="candidates of a row drawn uniformly from the rest of the catalogue")
     positions_per_user: int = Field(

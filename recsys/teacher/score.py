@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from recsys.teacher.teach import history_rows, own_sequences
 
 def score(
     dataset: Dataset,
-    teacher: Teacher,
+    teacher: Teacher | Sequence[Teacher],
     config: ScoreConfig,
     out: Path,
     *,
@@ -39,7 +39,9 @@ def score(
 
     Args:
         dataset: what `ingest` wrote.
-        teacher: what `teach` wrote.
+        teacher: what `teach` wrote; of several, such as those of other seeds, the first one's evidence retrieves, and
+            the table holds the mean of their logits, each standardised over the row's candidates (an ensemble's soft
+            targets: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
         config: how many rows and candidates.
         out: where the artifact goes, e.g. `runs/sample/soft_labels`.
         runtime: device, seed, precision.
@@ -49,16 +51,19 @@ def score(
         InputError: more positions of each user are asked for than the teacher may be asked about.
     """
     runtime = runtime or Runtime()
-    if config.positions_per_user > teacher.config.held_out + 1:
+    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    held_out = min(each.config.held_out for each in teachers)
+    if config.positions_per_user > held_out + 1:
         raise InputError(
-            f"score.positions_per_user = {config.positions_per_user}, and teach.held_out = {teacher.config.held_out}",
+            f"score.positions_per_user = {config.positions_per_user}, and teach.held_out = {held_out}",
             expected="at most one position more than were held out: before them the teacher knows what comes next",
             do="lower score.positions_per_user, or raise teach.held_out and teach again",
         )
     recipe = Recipe(
         kind=SoftLabels.kind,
         config=config,
-        inputs={"dataset": dataset.fingerprint, "teacher": teacher.fingerprint},
+        inputs={"dataset": dataset.fingerprint, "teacher": teachers[0].fingerprint}
+        | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)},
         seed=runtime.seed,
         modules=(
             "recsys.teacher.behaviour",
@@ -72,11 +77,11 @@ def score(
     )
     if force or not recipe.is_current(out):
         with recipe.build(out) as draft:
-            _score(dataset, teacher, config, draft, runtime)
+            _score(dataset, teachers, config, draft, runtime)
     return SoftLabels.open(out)
 
 
-def _score(dataset: Dataset, teacher: Teacher, config: ScoreConfig, draft: Draft, runtime: Runtime) -> None:
+def _score(dataset: Dataset, teachers: Sequence[Teacher], config: ScoreConfig, draft: Draft, runtime: Runtime) -> None:
     users, positions = _rows(dataset, config, runtime.seed)
     draft.scratch.mkdir(exist_ok=True)
     starts = range(0, len(users), config.shard_rows)
@@ -85,7 +90,7 @@ def _score(dataset: Dataset, teacher: Teacher, config: ScoreConfig, draft: Draft
             shard = draft.scratch / f"rows-{start:09d}.parquet"
             if not shard.is_file():
                 rows = slice(start, start + config.shard_rows)
-                table = _shard(dataset, teacher, config, users[rows], positions[rows], runtime, start)
+                table = _shard(dataset, teachers, config, users[rows], positions[rows], runtime, start)
                 temporary = shard.with_suffix(".tmp")
                 pq.write_table(table, temporary, compression="zstd")
                 temporary.replace(shard)
@@ -110,7 +115,7 @@ def _rows(dataset: Dataset, config: ScoreConfig, seed: int) -> tuple[npt.NDArray
 
 def _shard(
     dataset: Dataset,
-    teacher: Teacher,
+    teachers: Sequence[Teacher],
     config: ScoreConfig,
     users: npt.NDArray[np.int32],
     positions: npt.NDArray[np.int32],
@@ -120,12 +125,12 @@ def _shard(
     at_end = positions == dataset.split.train_end[users]
     seen_row, seen_item = history_rows(dataset, users, positions, last=1)[1]
     top = np.empty((len(users), config.top), dtype=np.int32)
-    for known, rows, part in _parts(dataset, teacher, users, positions, at_end, size=256):
+    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=256):
         low = np.searchsorted(seen_row, rows)
         count = np.searchsorted(seen_row, rows, side="right") - low
         flat = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
         seen = np.repeat(np.arange(len(rows)), count), seen_item[flat]
-        packer = teacher.packer(before=not known)
+        packer = teachers[0].packer(before=not known)
         top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
     # The same shard draws the same items whether or not the run was killed before it.
     rng = np.random.default_rng([runtime.seed, 7, start])
@@ -137,12 +142,14 @@ def _shard(
     taken |= (random[:, :, None] == top[:, None, :]).any(2)
     taken |= np.tril(random[:, :, None] == random[:, None, :], -1).any(2)
     candidates = np.concatenate([top, np.where(taken, -1, random)], axis=1)
-    logits = np.empty(candidates.shape, dtype=np.float32)
-    for known, rows, part in _parts(dataset, teacher, users, positions, at_end, size=len(users)):
+    there = candidates >= 0
+    logits = np.zeros(candidates.shape, dtype=np.float32)
+    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=len(users)):
         own = own_sequences(dataset, users[rows])
         asked = np.maximum(candidates[rows], 0)
-        logits[rows] = teacher.score(part, asked, own=own, before=not known, runtime=runtime)
-    there = candidates >= 0
+        for teacher in teachers:
+            found = teacher.score(part, asked, own=own, before=not known, runtime=runtime)
+            logits[rows] += found if len(teachers) == 1 else _standard(found, there[rows]) / len(teachers)
     offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), type=pa.int32())
     return pa.table(
         [
@@ -155,9 +162,17 @@ def _shard(
     )
 
 
+def _standard(logits: npt.NDArray[np.float32], there: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Each row with mean 0 and deviation 1 over the candidates that are there."""
+    mean = logits.mean(axis=1, keepdims=True, where=there)
+    deviation = logits.std(axis=1, keepdims=True, where=there)
+    standard: npt.NDArray[np.float32] = (logits - mean) / np.maximum(deviation, 1e-6)
+    return standard
+
+
 def _parts(
     dataset: Dataset,
-    teacher: Teacher,
+    teachers: Sequence[Teacher],
     users: npt.NDArray[np.int32],
     positions: npt.NDArray[np.int32],
     at_end: npt.NDArray[np.bool_],
@@ -169,5 +184,5 @@ def _parts(
         chosen = np.flatnonzero(at_end == known)
         for start in range(0, len(chosen), size):
             rows = chosen[start : start + size]
-            last = teacher.packer(before=not known).history
+            last = max(teacher.packer(before=not known).history for teacher in teachers)
             yield known, rows, dataset.histories(users[rows], positions[rows], last=last)

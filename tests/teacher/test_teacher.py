@@ -132,6 +132,45 @@ def test_soft_labels_are_about_items_not_seen(finished: Run, tiny: PipelineConfi
         assert not set(asked) & set(dataset.history(int(user[row]), int(position[row])))
 
 
+def test_an_ensemble_s_labels_are_the_mean_of_standardised_logits(
+    finished: Run, tiny: PipelineConfig, tmp_path: Path
+) -> None:
+    dataset, one = finished.dataset, finished.teacher
+    runtime = tiny.runtime(progress=False)
+    behaviour = tiny.teach.behaviour.model_copy(update={"epochs": 1})
+    config = tiny.teach.model_copy(update={"behaviour": behaviour})
+    other = teach(dataset, config, tmp_path / "other" / "teacher", runtime=runtime)
+    both = score(dataset, [one, other], tiny.score, tmp_path / "both", runtime=runtime)
+    again = score(dataset, [one, one], tiny.score, tmp_path / "twice", runtime=runtime)
+    user, position, candidate, logit = both.padded()
+    there = candidate >= 0
+    histories = dataset.histories(user, position)
+    own = own_sequences(dataset, user)
+    expected = np.zeros(logit.shape)
+    for teacher in (one, other):
+        found = teacher.score(histories, np.maximum(candidate, 0), own=own, runtime=runtime)
+        for row in range(len(user)):
+            z = found[row][there[row]]
+            expected[row, there[row]] += (z - z.mean()) / z.std() / 2
+    np.testing.assert_allclose(logit[there], expected[there], atol=0.05)  # bf16 where the machine has it
+    plain = finished.soft_labels.padded()[3]
+    order = np.argsort(np.where(there, again.padded()[3], np.inf), axis=1)
+    np.testing.assert_array_equal(order, np.argsort(np.where(there, plain, np.inf), axis=1))
+
+
+def test_more_positions_than_were_held_out_are_refused(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    config = tiny.score.model_copy(update={"positions_per_user": 3})
+    with pytest.raises(InputError, match=r"teach\.held_out = 1"):
+        score(finished.dataset, finished.teacher, config, tmp_path / "soft_labels")
+    two = tiny.score.model_copy(update={"positions_per_user": 2})
+    labels = score(finished.dataset, finished.teacher, two, tmp_path / "soft_labels", runtime=tiny.runtime())
+    user, position, _, logit = labels.padded()
+    before = position < finished.dataset.split.train_end[user]
+    assert before.any()
+    assert (~before).any()
+    assert np.isfinite(logit).all()
+
+
 def test_a_killed_teach_ends_as_an_undisturbed_one(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
     config = tiny.teach.model_copy(update={"evaluations": 2})
     options = {"seed": 1, "threads": 1, "progress": False}
