@@ -144,6 +144,7 @@ MEASURES: Final[Mapping[str, _Measure]] = {
     },
 }
 MOST_P: Final = 0.05  # corrected p above which a difference is not called one
+STRONGEST: Final = 3  # baselines that are spoken of one by one
 FEW: Final = 30  # users below which a segment's interval is not worth much
 TITLE: Final = 90  # characters of an item's title
 LABEL: Final = 22  # characters that fit beside a plot on a phone
@@ -220,9 +221,15 @@ def _verdict(figures: _Figures, dataset: Dataset) -> str:
     gains = figures.gains(config.primary_metric, config.primary_k, seen_filtered=rule)
     baselines = {other: row for other, row in gains.items() if other not in NOT_BASELINES}
     student = at["student", config.primary_metric, config.primary_k]
-    points = "".join(
-        f"<li>{_compare(row, student.value, at[other, row.metric, row.k].value, config.confidence)}</li>"
-        for other, row in baselines.items()
+    strongest = sorted(baselines, key=lambda other: -at[other, config.primary_metric, config.primary_k].value)
+    theirs = {other: at[other, student.metric, student.k].value for other in strongest}
+    points = [
+        f"<li>{_compare(baselines[other], student.value, value, config.confidence)}</li>"
+        for other, value in theirs.items()
+    ]
+    rest = points[STRONGEST:]
+    others = (
+        f"<details><summary>{len(rest)} weaker baselines</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
     )
     found = at["student", "hit_rate", config.primary_k]
     best = max(at[other, "hit_rate", config.primary_k].value for other in baselines)
@@ -235,7 +242,8 @@ items, all of them ranked · {_rule(rule)}</p>
 <h2>{_headline(baselines)}</h2>
 <p>Of 100 users, {100 * found.value:.1f} find something that they really chose next among the student's first
 {found.k} recommendations; with the best baseline it is {100 * best:.1f}.</p>
-<ul>{points}{_teacher_point(figures)}</ul>
+<ul>{"".join(points[:STRONGEST])}{_teacher_point(figures)}</ul>
+{others}
 </section>
 """
 
@@ -248,9 +256,9 @@ def _headline(baselines: Mapping[str, DifferenceRow]) -> str:
         return "The student beats every baseline"
     parts = [f"The student beats {len(by['better']) or 'none'} of {len(baselines)} baselines"]
     if by["worse"]:
-        parts.append(f"it loses to {_join(by['worse'])}")
+        parts.append(f"it loses to {_few(by['worse'])}")
     if by["open"]:
-        parts.append(f"no difference from {_join(by['open'])} could be shown")
+        parts.append(f"no difference from {_few(by['open'])} could be shown")
     return "; ".join(parts)
 
 
@@ -322,7 +330,11 @@ def _curves(figures: _Figures) -> str:
     rule = figures.config.primary_seen_filtered
     at = figures.at(seen_filtered=rule)
     plot = new_figure()
-    for model, (color, symbol, dash) in styles({model for model, _, _ in at}).items():
+    primary = figures.config.primary_metric, figures.config.primary_k
+    drawn = on_curves({model: at[model, *primary].value for model, _, _ in at})
+    n_left = len({model for model, _, _ in at} - drawn)
+    left_out = f" {n_left} weaker baselines are left out." if n_left else ""
+    for model, (color, symbol, dash) in styles(drawn).items():
         rows = [at[model, "recall", k] for k in figures.config.ks]
         plot.add_scatter(
             x=[row.k for row in rows],
@@ -340,7 +352,7 @@ def _curves(figures: _Figures) -> str:
     return f"""<section>
 <h2>Recall by length of the list</h2>
 <p>How much of what users chose next is found when they are shown k items, {_rule(rule)}. Whiskers are
-{100 * figures.config.confidence:g} % intervals.</p>
+{100 * figures.config.confidence:g} % intervals.{left_out}</p>
 {plot_block(plot, "recall-curves")}
 </section>
 """
@@ -368,7 +380,7 @@ def _gains(figures: _Figures) -> str:
             hovertemplate="%{x:+.4f}",
         )
     plot.update_layout(hovermode="closest")
-    plot.update_xaxes(title="student minus the other", tickformat="+", zeroline=True, zerolinecolor=INK)
+    plot.update_xaxes(title="student minus<br>the other", tickformat="+", zeroline=True, zerolinecolor=INK)
     plot.update_yaxes(
         range=[len(others) - 0.5, -0.5],  # the first on top
         tickvals=list(range(len(others))),
@@ -380,7 +392,7 @@ def _gains(figures: _Figures) -> str:
 <p>The student minus each other model on the same users, {_rule(rule)}. Right of zero the student is better; where a
 whisker crosses zero, no difference was shown. Each interval stands for itself; the p-values of the verdict are
 corrected for their number.</p>
-{plot_block(plot, "differences", height=20)}
+{plot_block(plot, "differences", height=10 + 1.9 * len(others))}
 </section>
 """
 
@@ -505,7 +517,7 @@ def _segments(figures: _Figures) -> str:
         )
         place += len(of_kind) + 1
     plot.update_layout(hovermode="closest")
-    plot.update_xaxes(title=f"student minus {best}<br>{figures.primary}", zeroline=True, zerolinecolor=INK, nticks=6)
+    plot.update_xaxes(title=f"student minus<br>{best}<br>{figures.primary}", zeroline=True, zerolinecolor=INK, nticks=6)
     plot.update_yaxes(
         range=[place - 1.5, -0.7],
         tickvals=[at for at, _ in ticks],
@@ -759,6 +771,17 @@ def _whiskers(intervals: Sequence[tuple[float, float, float]], color: str) -> di
     }
 
 
+def on_curves(values: Mapping[str, float]) -> set[str]:
+    """Of all models, those that are drawn: more curves than these hide each other.
+
+    Args:
+        values: by model, the verdict's metric.
+    """
+    baselines = [model for model in values if model not in NOT_BASELINES]
+    strongest = sorted(baselines, key=lambda model: -values[model])[:STRONGEST]
+    return {*strongest, *(model for model in values if model in (*NOT_BASELINES, "most_popular"))}
+
+
 def styles(models: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     """Colour, symbol and dash of each model, in the order in which they are shown; no two look alike."""
     ordered = in_order(models)
@@ -781,11 +804,18 @@ def label(model: str) -> str:
 def _inline(model: str) -> str:
     """The label inside a sentence."""
     name = label(model)
-    return "the teacher" if model == "teacher" else name[:1].lower() + name[1:]
+    if model == "teacher":
+        return "the teacher"
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 def _json(content: object) -> str:
     return escape(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names, or how many there are."""
+    return _join(names) if len(names) <= STRONGEST else f"{len(names)} of them"
 
 
 def _join(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from recsys.errors import MissingExtraError
 from recsys.evaluation.config import EvaluateConfig
-from recsys.evaluation.page import FEW, KINDS, TITLES, in_order, label, short, styles
+from recsys.evaluation.page import FEW, KINDS, TITLES, in_order, label, on_curves, short, styles
 from recsys.evaluation.report import DifferenceRow, Report, SegmentGainRow
 from recsys.page import INK, LINE
 
@@ -87,7 +87,11 @@ def _curves(axes: Axes, report: Report, config: EvaluateConfig) -> None:
         for row in report.rows
         if (row.metric, row.seen_filtered, row.users) == ("recall", config.primary_seen_filtered, "all")
     ]
-    for model, (color, symbol, dash) in styles({row.model for row in rows}).items():
+    models = {row.model for row in rows}
+    rule = config.primary_seen_filtered
+    values = {m: report.value(m, config.primary_metric, config.primary_k, seen_filtered=rule) for m in models}
+    drawn = on_curves(values)
+    for model, (color, symbol, dash) in styles(drawn).items():
         mine = [row for row in rows if row.model == model]
         axes.errorbar(
             [row.k for row in mine],

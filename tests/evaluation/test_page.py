@@ -184,6 +184,20 @@ def test_the_verdict_says_no_more_than_the_intervals(
     assert f"<h2>{headline}</h2>" in render_page(gains)
 
 
+def test_of_many_baselines_the_strongest_are_spoken_of_first(render_page: Render) -> None:
+    names = ["most_popular", "als", "bpr", "ease", "item_knn"]
+    gains = {name: (0.01 * place, -0.1, 0.2) for place, name in enumerate(names, start=1)}
+    page = render_page(gains)
+    assert "no difference from 5 of them could be shown" in page
+    first, _, rest = page.partition("<summary>2 weaker baselines</summary>")
+    assert [name in first.partition("<ul>")[2] for name in ("most popular", "ALS", "BPR", "EASE")] == [True] * 3 + [
+        False
+    ]
+    assert "EASE" in rest.partition("</details>")[0]
+    assert "item-kNN" in rest.partition("</details>")[0]
+    assert "2 weaker baselines are left out" in page  # of the curves
+
+
 def test_loads_nothing_from_outside(render_page: Render) -> None:
     page = render_page({"most_popular": (0.04, 0.03, 0.05)})
     found = Resources(page)
