@@ -335,7 +335,8 @@ class Teacher(Artifact):
         return one, two
 
     @cached_property
-    def _model(self) -> TeacherModel:
+    def model(self) -> TeacherModel:
+        """The network, for scoring."""
         _, encoder = split_encoder(load_encoder(self.config.encoder)[1], self.config.joint_layers)
         weights = load_file(self.path / "weights.safetensors")
         model = TeacherModel(
@@ -368,7 +369,7 @@ class Teacher(Artifact):
         """
         runtime = runtime or Runtime()
         device, dtype = runtime.torch_device(), runtime.compute_dtype()
-        model = self._model.to(device)
+        model = self.model.to(device)
         packer = self.packer(before=before).to(device)
         return score_packed(model, packer, histories, candidates, own, device=device, dtype=dtype)
 
