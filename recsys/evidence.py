@@ -71,10 +71,12 @@ class Cooccurrence:
         """Number of catalogue items."""
         return len(self.counts)
 
-    def similarities(self) -> Floats:
-        """sim(i→j) for every stored pair, [n_pairs], in the order of `columns`."""
-        source = np.repeat(np.maximum(self.counts, 1) ** self.SOURCE_EXPONENT, np.diff(self.offsets))
-        target = np.maximum(self.counts, 1)[self.columns] ** self.TARGET_EXPONENT
+    def similarities(
+        self, *, source_exponent: float = SOURCE_EXPONENT, target_exponent: float = TARGET_EXPONENT
+    ) -> Floats:
+        """sim(i→j) for every stored pair, [n_pairs], in the order of `columns`; by other exponents where given."""
+        source = np.repeat(np.maximum(self.counts, 1) ** source_exponent, np.diff(self.offsets))
+        target = np.maximum(self.counts, 1)[self.columns] ** target_exponent
         return (self.weights / (source * target)).astype(np.float32)
 
     def lookup(self, source: Ints, target: Ints) -> Floats:

@@ -106,11 +106,9 @@ class OrderedItemKNN:
         decay: float = Cooccurrence.DECAY,
     ) -> None:
         self.counts, self.decay = cooccurrence.counts, decay
-        count = np.maximum(self.counts, 1)
-        source = np.repeat(count**source_exponent, np.diff(cooccurrence.offsets))
-        target = count[cooccurrence.columns] ** target_exponent
+        similarities = cooccurrence.similarities(source_exponent=source_exponent, target_exponent=target_exponent)
         self.similarity: Csr = sparse.csr_array(
-            ((cooccurrence.weights / (source * target)).astype(np.float32), cooccurrence.columns, cooccurrence.offsets),
+            (similarities, cooccurrence.columns, cooccurrence.offsets),
             shape=(cooccurrence.n_items, cooccurrence.n_items),
         )
 
