@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import math
 import os
@@ -26,6 +28,16 @@ def seed_everything(*parts: int) -> np.random.Generator:
     sequence = np.random.SeedSequence(parts)
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     return np.random.default_rng(sequence)
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system, where the C library can (glibc's malloc_trim; else nothing happens).
+
+    Batches differ in shape from step to step, and glibc keeps the pieces between them: training on 12 thousand items
+    grew to 9 GB in an hour, where a tenth of it was in use. Giving it back takes a twentieth of a second.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, floor: float = 0.1) -> float:

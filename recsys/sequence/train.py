@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,17 @@ from recsys.sequence.config import TowersConfig
 from recsys.sequence.losses.full_softmax import full_softmax
 from recsys.sequence.losses.sampled_softmax import sampled_softmax
 from recsys.sequence.towers import Towers, encode_users
-from recsys.training import adamw, load_checkpoint, ndcg_at_k, save_checkpoint, seed_everything, warmup_cosine
+from recsys.training import (
+    adamw,
+    load_checkpoint,
+    ndcg_at_k,
+    release_memory,
+    save_checkpoint,
+    seed_everything,
+    warmup_cosine,
+)
+
+RELEASE_EVERY: Final = 50  # steps
 
 
 class SoftLoss(Protocol):
@@ -201,6 +211,8 @@ def train_towers(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             sums += [float(hard.detach()), soft]
+            if device.type == "cpu" and step % RELEASE_EVERY == RELEASE_EVERY - 1:
+                release_memory()
         if not np.isfinite(sums).all():
             raise RecsysError(
                 f"the loss of {label} became NaN or infinite in epoch {epoch + 1}\n"
