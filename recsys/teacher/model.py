@@ -384,9 +384,13 @@ def score_packed(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    tokens: int = 12_000,
+    tokens: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Logits [n, C], in batches of about `tokens` tokens of rows alike in length."""
+    """Logits [n, C], in batches of about `tokens` tokens of rows alike in length.
+
+    By default as many as stay in a CPU's cache (a sixth faster than three times as many), or as fill a GPU.
+    """
+    tokens = tokens or (4_000 if device.type == "cpu" else 100_000)
     logits = np.empty(candidates.shape, dtype=np.float32)
     order = np.argsort(histories.lengths, kind="stable")
     batch = max(tokens // ((packer.config.history + candidates.shape[1]) * packer.config.max_tokens), 1)
