@@ -250,24 +250,20 @@ def contend(name: str, threads: int) -> None:
         histories = dataset.histories(users, last=SPEED_HISTORY)
         rng = np.random.default_rng(0)
         candidates = rng.integers(0, SPEED_ITEMS, (len(users), SPEED_CANDIDATES)).astype(np.int32)
-        score = by_cross_encoder if name == "cross_encoder" else by_packing
-        seconds = score(dataset, histories, candidates, Path(folder), runtime, 6 if name == "packed" else 2)
+        if name == "cross_encoder":
+            seconds = by_cross_encoder(dataset, histories, candidates, runtime)
+        else:
+            seconds = by_packing(dataset, histories, candidates, Path(folder), runtime, 6 if name == "packed" else 2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"pairs_per_second": candidates.size / seconds, "peak_mb": peak}))
 
 
 def by_cross_encoder(
-    dataset: Dataset,
-    histories: Sequences,
-    candidates: npt.NDArray[np.int32],
-    folder: Path,
-    runtime: Runtime,
-    layers: int,
+    dataset: Dataset, histories: Sequences, candidates: npt.NDArray[np.int32], runtime: Runtime
 ) -> float:
     """Seconds of the usual way: every pair is a text of its own."""
     from sentence_transformers import CrossEncoder
 
-    del folder, layers
     model = CrossEncoder(
         encoder_path(BUNDLED),
         num_labels=1,

@@ -18,7 +18,7 @@ from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.teacher.config import ScoreConfig
 from recsys.teacher.model import Teacher
-from recsys.teacher.teach import history_rows, own_sequences
+from recsys.teacher.teach import own_sequences, seen_before
 
 
 def score(
@@ -123,22 +123,16 @@ def _shard(
     start: int,
 ) -> pa.Table:
     at_end = positions == dataset.split.train_end[users]
-    seen_row, seen_item = history_rows(dataset, users, positions, last=1)[1]
-    top = np.empty((len(users), config.top), dtype=np.int32)
-    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=256):
-        low = np.searchsorted(seen_row, rows)
-        count = np.searchsorted(seen_row, rows, side="right") - low
-        flat = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
-        seen = np.repeat(np.arange(len(rows)), count), seen_item[flat]
-        packer = teachers[0].packer(before=not known)
-        top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
     # The same shard draws the same items whether or not the run was killed before it.
     rng = np.random.default_rng([runtime.seed, 7, start])
     random = rng.integers(0, dataset.n_items, (len(users), config.random), dtype=np.int32)
-    taken = np.isin(
-        np.arange(len(users))[:, None] * np.int64(dataset.n_items) + random,
-        seen_row * np.int64(dataset.n_items) + seen_item,
-    )
+    top, taken = np.empty((len(users), config.top), dtype=np.int32), np.empty(random.shape, dtype=np.bool_)
+    n_items = np.int64(dataset.n_items)
+    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=256):
+        seen = seen_before(dataset, users[rows], positions[rows])
+        packer = teachers[0].packer(before=not known)
+        top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
+        taken[rows] = np.isin(np.arange(len(rows))[:, None] * n_items + random[rows], seen[0] * n_items + seen[1])
     taken |= (random[:, :, None] == top[:, None, :]).any(2)
     taken |= np.tril(random[:, :, None] == random[:, None, :], -1).any(2)
     candidates = np.concatenate([top, np.where(taken, -1, random)], axis=1)

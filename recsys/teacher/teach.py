@@ -104,9 +104,15 @@ def history_rows(
     dataset: Dataset, users: npt.NDArray[np.int32], position: npt.NDArray[np.int32], *, last: int
 ) -> tuple[Sequences, tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
     """Each user's `last` events before `position`, and all (row, item) pairs seen before it."""
+    return dataset.histories(users, position, last=last), seen_before(dataset, users, position)
+
+
+def seen_before(
+    dataset: Dataset, users: npt.NDArray[np.int32], position: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """All (row, item) pairs of the users' events before `position`."""
     whole = dataset.histories(users, position)
-    seen = np.repeat(np.arange(len(users)), whole.lengths), whole.item_idx
-    return dataset.histories(users, position, last=last), seen
+    return np.repeat(np.arange(len(users)), whole.lengths), whole.item_idx
 
 
 def own_sequences(dataset: Dataset, users: npt.NDArray[np.int32]) -> Sequences:
