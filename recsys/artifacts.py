@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel
 
-from recsys import __version__
+from recsys import __version__, distributed
 from recsys.errors import InputError, RecsysError
 
 if TYPE_CHECKING:
@@ -110,9 +111,16 @@ class Recipe:
         """Write the artifact: yields a `Draft`, publishes its folder at `out` when the block ends without an error.
 
         After an error or a kill, `out` is as it was and the draft's folder stays, so that the same recipe can resume.
+        Where several processes build together (`recsys.distributed`), the first one's draft is published; the others
+        read its scratch folder, write to a folder that is thrown away, and leave when it is published.
         """
         work_root, versions = out.parent / "work", out.parent / "versions"
         folder = work_root / f"{out.name}-{self.fingerprint[:16]}"
+        if distributed.rank():
+            with tempfile.TemporaryDirectory(prefix="recsys-") as thrown_away:
+                yield Draft(Path(thrown_away), shared=folder / "scratch")
+                distributed.barrier()
+            return
         folder.mkdir(parents=True, exist_ok=True)
         versions.mkdir(exist_ok=True)
         draft = Draft(folder)
@@ -149,6 +157,7 @@ class Recipe:
             # Drafts of other fingerprints were left by configs that no longer stand.
             for stale in work_root.glob(f"{out.name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
+        distributed.barrier()
 
 
 @dataclass
@@ -159,16 +168,18 @@ class Draft:
         path: the folder to write files into.
         counts: numbers that the manifest keeps (rows, users, …).
         info: anything else, JSON-able, that the manifest keeps.
+        shared: the scratch folder of the process that publishes, where that is another one.
     """
 
     path: Path
     counts: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    shared: Path | None = None
 
     @property
     def scratch(self) -> Path:
         """Folder for checkpoints and spill files: kept while the stage can be resumed, never published."""
-        return self.path / "scratch"
+        return self.shared or self.path / "scratch"
 
 
 class Artifact:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from recsys import distributed
 from recsys.api import Run
 from recsys.artifacts import Artifact
 from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, write_config
@@ -15,6 +16,9 @@ from recsys.runtime import Runtime
 
 if TYPE_CHECKING:
     from recsys.evaluation.tuning import Tuning
+
+# Stages that several processes of `torchrun` do together; the others are the first one's, and the rest wait.
+TOGETHER: Final = ("teach", "score", "distill")
 
 
 def run(
@@ -83,7 +87,14 @@ def run_stage(
     out = config.run_dir / STAGES[stage]
     before = out.resolve()
     started = time.perf_counter()
-    artifact = _call(stage, config, out, runtime=config.runtime(progress=progress), force=force)
+    runtime = config.runtime(progress=progress)
+    if stage in TOGETHER:
+        artifact = _call(stage, config, out, runtime=runtime, force=force)
+    else:
+        with distributed.first_alone():
+            artifact = _call(stage, config, out, runtime=runtime, force=force and not distributed.rank())
+    if distributed.rank():
+        return artifact
     # Only now: a config that came to nothing must not stand beside the artifacts of the one before.
     write_config(config, config.run_dir / CONFIG_FILE)
     # A build is published under a folder of its own: the link points to the old one only if none was needed.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from recsys import distributed
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +44,7 @@ class Runtime:
         """Iterate over `work` under a progress bar on stderr (none when stderr is no terminal)."""
         from tqdm import tqdm
 
-        disable = None if self.progress else True
+        disable = None if self.progress and not distributed.rank() else True
         yield from tqdm(work, total=total, desc=label, unit=unit, initial=initial, disable=disable, leave=False)
 
     def torch_device(self) -> torch.device:
@@ -51,7 +54,9 @@ class Runtime:
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            # Processes that work together have a GPU each.
+            own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+            return torch.device(own if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
     def compute_dtype(self) -> torch.dtype:

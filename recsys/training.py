@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from recsys import distributed
 from recsys.ingest.dataset import Ragged
 
 
@@ -28,6 +29,9 @@ def seed_everything(*parts: int) -> np.random.Generator:
     sequence = np.random.SeedSequence(parts)
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     return np.random.default_rng(sequence)
+
+
+RELEASE_EVERY: Final = 50  # steps
 
 
 def release_memory() -> None:
@@ -63,7 +67,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Mapping[str, Any],
 ) -> None:
-    """Write weights, optimizer moments and JSON-able progress as one file, replaced in one step."""
+    """Write weights, optimizer moments and JSON-able progress as one file, replaced in one step.
+
+    Of processes that train together the first one writes: they all have the same.
+    """
+    if distributed.rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"weights/{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for index, moments in optimizer.state_dict()["state"].items():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from recsys import distributed
 from recsys.errors import InputError, RecsysError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.windows import Windows, sliding_windows
@@ -21,6 +22,7 @@ from recsys.sequence.losses.full_softmax import full_softmax
 from recsys.sequence.losses.sampled_softmax import sampled_softmax
 from recsys.sequence.towers import Towers, encode_users
 from recsys.training import (
+    RELEASE_EVERY,
     adamw,
     load_checkpoint,
     ndcg_at_k,
@@ -29,8 +31,6 @@ from recsys.training import (
     seed_everything,
     warmup_cosine,
 )
-
-RELEASE_EVERY: Final = 50  # steps
 
 
 class SoftLoss(Protocol):
@@ -48,8 +48,11 @@ class SoftLoss(Protocol):
             width: vectors of a window.
 
         Returns:
-            What is added to the loss, and what is logged of it.
+            What is added to the loss, a mean over rows of soft labels, and what is logged of it.
         """
+
+    def rows(self, windows: npt.NDArray[np.int64]) -> int:
+        """How many rows of soft labels these windows have."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ def train_towers(
 ) -> Trained:
     """Train on the next items of all positions; a killed run resumes at the last finished epoch, to the bit.
 
+    Processes that work together (`recsys.distributed`) share out each step's windows; up to rounding, and but for what
+    dropout draws, they take the steps of one process alone.
+
     Args:
         train: the sequences.
         text: [n_items, width] float32, the items' sentence vectors; None if the config does not use them.
@@ -176,6 +182,7 @@ def train_towers(
         best_value, best_epoch = progress["best_value"], progress["best_epoch"]
         first_epoch, history = progress["epoch"] + 1, progress["history"]
 
+    distributed.broadcast_parameters(model)
     writer = SummaryWriter(str(tensorboard))
     for row in history:
         _log(writer, label, row)
@@ -183,6 +190,8 @@ def train_towers(
         if epoch - best_epoch > config.patience:
             break
         rng = seed_everything(runtime.seed, epoch)
+        if distributed.rank():  # the order of the batches is everybody's, what dropout draws is not
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
         model.train()
         sums = np.zeros(2)
         steps = batches(windows, config.batch_positions, rng)
@@ -191,7 +200,8 @@ def train_towers(
             factor = warmup_cosine(epoch * steps_per_epoch + step, total=total, warmup=min(200, total // 10 + 1))
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * factor
-            items, types, targets, places = collate(train, windows, batch)
+            mine = distributed.part_of(batch)
+            items, types, targets, places = collate(train, windows, mine)
             with torch.autocast(device.type, tower_dtype, enabled=tower_dtype != torch.float32):
                 vectors = model.items()
                 users = model.user(vectors[items.to(device)], types.to(device)).flatten(0, 1)
@@ -202,23 +212,30 @@ def train_towers(
             else:
                 drawn = catalogue[torch.randint(len(catalogue), (config.softmax_items,), device=device)]
                 hard = sampled_softmax(queries, vectors[target], target, vectors[drawn], drawn, n_items=len(catalogue))
-            loss, soft = hard, 0.0
+            more, soft, n_soft = users.new_zeros(()), 0.0, 0
             if soft_loss is not None:
-                more, soft = soft_loss(batch, users, vectors, items.shape[1] + 1)
-                loss = hard + more
+                more, soft = soft_loss(mine, users, vectors, items.shape[1] + 1)
+                n_soft = soft_loss.rows(mine)
+            # Means over what this process has, weighted to be means over what all have.
+            n_hard_in_all, n_soft_in_all = distributed.total(len(targets), n_soft)
+            of_hard, of_soft = len(targets) / n_hard_in_all, n_soft / max(n_soft_in_all, 1)
+            loss = hard * of_hard + more * of_soft
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss.backward()
+            distributed.sum_gradients(model.parameters())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            sums += [float(hard.detach()), soft]
+            sums += [float(hard.detach()) * of_hard, soft * of_soft]
             if device.type == "cpu" and step % RELEASE_EVERY == RELEASE_EVERY - 1:
                 release_memory()
+        sums = np.array(distributed.total(*sums))
         if not np.isfinite(sums).all():
             raise RecsysError(
                 f"the loss of {label} became NaN or infinite in epoch {epoch + 1}\n"
                 f'  to do:    lower {label}.lr, or set precision = "fp32"'
             )
-        value = validation(model) if validation is not None else float("nan")
+        value = validation(model) if validation is not None and not distributed.rank() else float("nan")
+        value = distributed.from_first(value)
         mean = sums / len(steps)
         history.append({"epoch": epoch + 1, "hard": mean[0], "soft": mean[1], "valid_ndcg_at_10": value})
         _log(writer, label, history[-1])
@@ -262,7 +279,7 @@ def collate(
         vectors [b · (T + 1)].
     """
     count = windows.count[batch]
-    width = int(count.max()) + 1
+    width = int(count.max(initial=0)) + 1  # none where more processes share the windows than there are windows
     column = np.arange(width)[None, :]
     place = windows.begin[batch][:, None] + column
     inside = column < count[:, None]

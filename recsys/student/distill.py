@@ -136,6 +136,10 @@ class Soft:
         chosen = np.repeat(self.offsets[windows] - np.cumsum(number) + number, number) + np.arange(number.sum())
         return row * width + self.place[chosen], self.candidate[chosen], self.logit[chosen]
 
+    def rows(self, windows: npt.NDArray[np.int64]) -> int:
+        """How many rows of soft labels these windows have."""
+        return int((self.offsets[windows + 1] - self.offsets[windows]).sum())
+
     def __call__(
         self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: torch.Tensor, width: int
     ) -> tuple[torch.Tensor, float]:

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
+from recsys import distributed
+from recsys.artifacts import Artifact, Draft, Recipe
 from recsys.evidence import Floats
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
 from recsys.sequence.towers import UserTower, encode_users, user_tower
 from recsys.sequence.train import Validation, train_towers
+from recsys.teacher.config import BehaviourConfig
+from recsys.text import TextVectorsConfig, text_vectors
 
 
 @dataclass(frozen=True)
@@ -86,43 +92,90 @@ def without_last(sequences: Sequences, events: int) -> Sequences:
     return take(sequences, sequences.offsets[:-1], np.maximum(sequences.lengths - events, 0))
 
 
+class BehaviourTowers(Artifact):
+    """What `teach` trains first: towers that know all of the training part, and towers that do not know its end."""
+
+    kind: ClassVar[str] = "behaviour"
+    stage: ClassVar[str] = "teach"
+
+    FILE: ClassVar[str] = "behaviour.safetensors"
+    BEFORE_FILE: ClassVar[str] = "behaviour_before.safetensors"
+
+    @cached_property
+    def config(self) -> BehaviourConfig:
+        """The config that they were trained with."""
+        return BehaviourConfig.model_validate(self.manifest["config"])
+
+    @cached_property
+    def all(self) -> Behaviour:
+        """Those that know all of the training part."""
+        return Behaviour.load(self.path / self.FILE, self.config)
+
+    @cached_property
+    def before(self) -> Behaviour:
+        """Those that do not know each user's last `held_out` events."""
+        return Behaviour.load(self.path / self.BEFORE_FILE, self.config)
+
+
 def train_behaviour(
     dataset: Dataset,
-    text: npt.NDArray[np.float32] | None,
-    config: TowersConfig,
+    config: BehaviourConfig,
+    out: Path,
     *,
-    seeds: int,
-    held_out: int,
-    scratch: Path,
-    tensorboard: Path,
-    runtime: Runtime,
-) -> tuple[Behaviour, Behaviour]:
-    """Train the towers on all of the training part, and on it without each user's last `held_out` events.
+    runtime: Runtime | None = None,
+) -> BehaviourTowers:
+    """Train the towers on all of the training part, and on it without each user's last events.
 
     The first stop early on the validation part; the second, which have nothing to validate on that the first would not
-    be asked about too, end after as many epochs. What was finished before a kill is not trained again.
+    be asked about too, end after as many epochs. What was finished before a kill is not trained again. They are an
+    artifact of their own, so that teachers that read differently share them.
 
     Args:
         dataset: only its training part is trained on.
-        text: [n_items, width] float32, the items' sentence vectors; None if the config does not use them.
-        config: width, depth and schedule.
-        seeds: how many towers, whose log-probabilities are averaged.
-        held_out: the last events of each user.
-        scratch: where checkpoints and finished towers lie.
-        tensorboard: where curves are written.
+        config: width, depth and schedule; how many are averaged, and how many events are held out.
+        out: where the artifact goes, e.g. `runs/sample/behaviour`.
         runtime: device, seed, precision.
-
-    Returns:
-        The towers that know all of the training part, and those that do not know the held-out events.
     """
-    found: list[Behaviour] = []
-    epochs: list[int | None] = [None] * seeds
-    for name, train in (("all", dataset.train), ("before", without_last(dataset.train, held_out))):
+    runtime = runtime or Runtime()
+    recipe = Recipe(
+        kind=BehaviourTowers.kind,
+        config=config,
+        inputs={"dataset": dataset.fingerprint},
+        seed=runtime.seed,
+        modules=(
+            "recsys.teacher.behaviour",
+            "recsys.sequence",
+            "recsys.sequence.losses",
+            "recsys.ingest.windows",
+            "recsys.text",
+            "recsys.training",
+        ),
+    )
+    if not distributed.from_first(recipe.is_current(out)):
+        text = None
+        if config.use_text:
+            encoder = TextVectorsConfig(encoder=config.encoder)
+            with distributed.first_alone():
+                text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
+        with recipe.build(out) as draft:
+            _train(dataset, text, config, draft, runtime)
+    return BehaviourTowers.open(out)
+
+
+def _train(
+    dataset: Dataset,
+    text: npt.NDArray[np.float32] | None,
+    config: BehaviourConfig,
+    draft: Draft,
+    runtime: Runtime,
+) -> None:
+    epochs: list[int | None] = [None] * config.seeds
+    for name, train in (("all", dataset.train), ("before", without_last(dataset.train, config.held_out))):
         parts = []
-        for number in range(seeds):
-            folder = scratch / f"behaviour_{name}_{number}"
+        for number in range(config.seeds):
+            folder = draft.scratch / f"{name}_{number}"
             done = folder / "towers.safetensors"
-            if not done.is_file():
+            if not distributed.from_first(done.is_file()):
                 trained = train_towers(
                     train,
                     text,
@@ -131,7 +184,7 @@ def train_behaviour(
                     n_event_types=len(dataset.event_types),
                     validation=Validation(dataset, config, runtime.seed) if name == "all" else None,
                     scratch=folder,
-                    tensorboard=tensorboard / f"behaviour_{name}_{number}",
+                    tensorboard=draft.path / "tensorboard" / f"{name}_{number}",
                     runtime=replace(runtime, seed=runtime.seed + 1000 * number),
                     label="teach.behaviour",
                     epochs=epochs[number],
@@ -139,12 +192,16 @@ def train_behaviour(
                 with torch.inference_mode():
                     items = trained.model.items().cpu()
                 tower = trained.model.user.cpu().eval().requires_grad_(False)
-                temporary = folder / "towers.tmp"
-                Behaviour([tower], [items], config.max_history).save(temporary)
-                (folder / "epoch").write_text(str(trained.best_epoch))
-                temporary.replace(done)
+                with distributed.first_alone():
+                    if not distributed.rank():
+                        temporary = folder / "towers.tmp"
+                        Behaviour([tower], [items], config.max_history).save(temporary)
+                        (folder / "epoch").write_text(str(trained.best_epoch))
+                        temporary.replace(done)
+                draft.info[f"valid_ndcg_at_10_{number}"] = trained.best_value
             epochs[number] = int((folder / "epoch").read_text())
             parts.append(Behaviour.load(done, config))
         towers, vectors = ([getattr(part, each)[0] for part in parts] for each in ("towers", "items"))
-        found.append(Behaviour(towers, vectors, config.max_history))
-    return found[0], found[1]
+        file = BehaviourTowers.FILE if name == "all" else BehaviourTowers.BEFORE_FILE
+        Behaviour(towers, vectors, config.max_history).save(draft.path / file)
+    draft.counts.update(seeds=config.seeds, epochs=sum(each or 0 for each in epochs))

@@ -9,6 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from recsys.sequence.config import TowersConfig
 
 
+class BehaviourConfig(TowersConfig):
+    """How the towers inside the teacher are built and trained."""
+
+    seeds: int = Field(1, ge=1, description="how many of them are averaged")
+    held_out: int = Field(
+        1,
+        ge=1,
+        description="last training events of each user that the teacher learns on, and a second training of the towers "
+        "leaves out: they must not have seen what they are judged on",
+    )
+
+
 class TeachConfig(BaseModel):
     """How the teacher is built and fine-tuned."""
 
@@ -25,16 +37,19 @@ class TeachConfig(BaseModel):
     item_dim: int = Field(64, ge=1, description="width of the collaborative item embedding")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout at the score head")
 
-    behaviour: TowersConfig = Field(
-        default_factory=TowersConfig,
+    behaviour: BehaviourConfig = Field(
+        default_factory=BehaviourConfig,
         description="towers over sequences, whose word is one of the kinds of evidence that the teacher weighs",
     )
-    behaviour_seeds: int = Field(1, ge=1, description="how many of them are averaged")
-    held_out: int = Field(
-        1,
-        ge=1,
-        description="last training events of each user that the teacher learns on, and a second training of the towers "
-        "leaves out: they must not have seen what they are judged on",
+    evidence: bool = Field(True, description="false: the score is what the encoder reads, and nothing beside it")
+    item_tokens: bool = Field(True, description="false: an item is its text, without an embedding of its own")
+    packed: bool = Field(
+        True,
+        description="false: each candidate is read with a history that reads it too, as cross-encoders usually do; "
+        "several times slower",
+    )
+    adapt_epochs: int = Field(
+        0, ge=0, description="passes over the catalogue's text that adapt the encoder first, as a masked language model"
     )
 
     pool: int = Field(
@@ -49,6 +64,7 @@ class TeachConfig(BaseModel):
     )
     examples: int = Field(12_000, ge=1, description="training examples (a user at a position) in all")
     batch: int = Field(16, ge=1, description="examples in a step")
+    accumulate: int = Field(1, ge=1, description="parts that a step's examples are computed in, where memory is short")
     lr: float = Field(5e-5, gt=0, description="peak learning rate of the encoder")
     head_lr: float = Field(3e-4, gt=0, description="peak learning rate of the head, the marks and the item token")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay of matrices")
@@ -56,6 +72,11 @@ class TeachConfig(BaseModel):
         3, ge=1, description="times that validation NDCG@10 is measured; the best weights are kept"
     )
     valid_users: int = Field(500, ge=1, description="users of the validation part that it is measured on")
+
+    @property
+    def held_out(self) -> int:
+        """Last training events of each user that the teacher learns on."""
+        return self.behaviour.held_out
 
 
 class ScoreConfig(BaseModel):

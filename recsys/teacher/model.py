@@ -19,15 +19,13 @@ from recsys.artifacts import Artifact, create_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
-from recsys.teacher.behaviour import Behaviour
+from recsys.teacher.behaviour import Behaviour, BehaviourTowers
 from recsys.teacher.config import TeachConfig
 from recsys.teacher.packing import NAME as PACKED
-from recsys.teacher.packing import Layout
+from recsys.teacher.packing import Layout, block_mask
 from recsys.teacher.wide import WideEvidence
 from recsys.text import item_texts, load_encoder
 
-BEHAVIOUR_FILE: Final = "behaviour.safetensors"
-BEFORE_FILE: Final = "behaviour_before.safetensors"
 # Of a pair, and their weights before training: a product of all kinds of evidence.
 FEATURES: Final = (*WideEvidence.FEATURES, "behaviour")
 PRIOR: Final = (*WideEvidence.PRIOR, 1.0)
@@ -82,9 +80,12 @@ class ItemStates:
     length: npt.NDArray[np.int64]  # [n_items], tokens that are not padding, at least 1
 
     @classmethod
-    def compute(cls, dataset: Dataset, config: TeachConfig, out: Path, runtime: Runtime) -> ItemStates:
-        """Run all item texts through the lower layers, into `item_states.npy` and `item_lengths.npy` under `out`."""
-        tokenizer, model = load_encoder(config.encoder)
+    def compute(cls, dataset: Dataset, config: TeachConfig, encoder: str, out: Path, runtime: Runtime) -> ItemStates:
+        """Run all item texts through the lower layers, into `item_states.npy` and `item_lengths.npy` under `out`.
+
+        `encoder` is `config.encoder`, or what was adapted from it.
+        """
+        tokenizer, model = load_encoder(encoder)
         lower, _ = split_encoder(model, config.joint_layers)
         device, dtype = runtime.torch_device(), runtime.compute_dtype()
         lower.eval().to(device)
@@ -159,6 +160,7 @@ class TeacherModel(nn.Module):
     def __init__(self, encoder: Any, item_vectors: torch.Tensor, config: TeachConfig, *, n_event_types: int) -> None:
         super().__init__()
         width, n_features = encoder.config.hidden_size, len(FEATURES)
+        self.config = config
         self.encoder = encoder
         self.item = nn.Embedding(*item_vectors.shape)
         self.item_token = nn.Linear(item_vectors.shape[1], width, bias=False)
@@ -186,21 +188,30 @@ class TeacherModel(nn.Module):
             self.recency.weight[:past].flip(0)[None, :, None] + self.event_type(batch.event_types)[:, :, None]
         )
         candidates = batch.candidate_states + self.candidate
-        history = _add_to_first(history, self.item_token(self.item(batch.history)))
-        candidates = _add_to_first(candidates, self.item_token(self.item(batch.candidates)))
-        packed = torch.cat([history.view(n, past * width, hidden), candidates.view(n, count * width, hidden)], 1)
-        valid = torch.cat([batch.history_valid.flatten(1), batch.candidate_valid.flatten(1)], 1)
-        position = torch.arange(width, device=packed.device).repeat(past + count).expand(n, -1)
+        if self.config.item_tokens:
+            history = _add_to_first(history, self.item_token(self.item(batch.history)))
+            candidates = _add_to_first(candidates, self.item_token(self.item(batch.candidates)))
+        history, candidates = history.view(n, past * width, hidden), candidates.view(n, count * width, hidden)
+        history_valid, candidate_valid = batch.history_valid.flatten(1), batch.candidate_valid.flatten(1)
+        if not self.config.packed:  # a row for each candidate, and in it everything reads everything
+            history, history_valid = (part.repeat_interleave(count, 0) for part in (history, history_valid))
+            candidates, candidate_valid = candidates.view(n * count, width, hidden), candidate_valid.view(-1, width)
+        packed = torch.cat([history, candidates], 1)
+        valid = torch.cat([history_valid, candidate_valid], 1)
+        layout = Layout(past * width, count, width) if self.config.packed else Layout((past + 1) * width, 0, width)
         states = self.encoder(
             inputs_embeds=packed,
             attention_mask=valid[:, None, None, :],
-            position_ids=position,
-            layout=Layout(past * width, count, width),
+            position_ids=torch.arange(packed.shape[1], device=packed.device).remainder(width).expand(len(packed), -1),
+            layout=layout,
+            block_mask=block_mask(valid, layout) if packed.device.type == "cuda" else None,
         ).last_hidden_state
-        first = self.norm(states[:, past * width :: width].float())  # each candidate's first token
-        standard = self.evidence.standard(batch.features)
-        hidden = self.dropout(functional.gelu(self.hidden(torch.cat([first, standard], -1))))
-        logits: torch.Tensor = self.evidence(batch.features).float() + self.delta(hidden).float().squeeze(-1)
+        first = states[:, past * width :: width].reshape(n, count, hidden)  # each candidate's first token
+        first = self.norm(first.float())
+        features = batch.features if self.config.evidence else torch.zeros_like(batch.features)
+        standard = self.evidence.standard(features)
+        read = self.dropout(functional.gelu(self.hidden(torch.cat([first, standard], -1))))
+        logits: torch.Tensor = self.evidence(features).float() + self.delta(read).float().squeeze(-1)
         return logits
 
 
@@ -330,7 +341,7 @@ class Teacher(Artifact):
         items = ItemStates.open(self.path)
         one, two = (
             Packer(items, self.wide, Behaviour.load(self.path / name, self.config.behaviour), self.config)
-            for name in (BEHAVIOUR_FILE, BEFORE_FILE)
+            for name in (BehaviourTowers.FILE, BehaviourTowers.BEFORE_FILE)
         )
         return one, two
 
@@ -393,7 +404,9 @@ def score_packed(
     tokens = tokens or (4_000 if device.type == "cpu" else 100_000)
     logits = np.empty(candidates.shape, dtype=np.float32)
     order = np.argsort(histories.lengths, kind="stable")
-    batch = max(tokens // ((packer.config.history + candidates.shape[1]) * packer.config.max_tokens), 1)
+    past, count = packer.config.history, candidates.shape[1]
+    items = past + count if packer.config.packed else (past + 1) * count  # that are read for a row
+    batch = max(tokens // (items * packer.config.max_tokens), 1)
     model.eval()
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]

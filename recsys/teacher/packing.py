@@ -8,17 +8,22 @@ C·K·(P + K) attention weights instead of (P + C·K)².
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface
 
 NAME = "recsys_packed"
 
 
 class Layout(NamedTuple):
-    """Where the parts of a packed row are: `history` tokens, then `candidates` × `width` tokens."""
+    """Where the parts of a packed row are: `history` tokens, then `candidates` × `width` tokens.
+
+    Without candidates it is a plain row, in which every token reads every other.
+    """
 
     history: int
     candidates: int
@@ -33,6 +38,7 @@ def packed_attention(
     attention_mask: torch.Tensor,
     *,
     layout: Layout,
+    block_mask: BlockMask | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_kwargs: Any,
@@ -46,6 +52,7 @@ def packed_attention(
         value: as `query`.
         attention_mask: [b, 1, 1, S] bool, False for padding.
         layout: where the parts are.
+        block_mask: of `block_mask`, for FlexAttention.
         scaling: factor of the logits; 1/√d by default.
         dropout: of the attention weights.
 
@@ -55,7 +62,11 @@ def packed_attention(
     batch, heads, dim = query.shape[0], query.shape[1], query.shape[3]
     past, count, width = layout
     scaling = dim**-0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and past and not torch.is_grad_enabled():
+    if block_mask is not None and not dropout:
+        attend = _compiled() if query.device.type == "cuda" else flex_attention
+        output = attend(query, key, value, block_mask=block_mask, scale=scaling)
+        return cast(torch.Tensor, output).transpose(1, 2), None
+    if query.device.type == "cpu" and past and count and not torch.is_grad_enabled():
         return _in_blocks(query, key, value, attention_mask, layout, scaling), None
     valid = attention_mask[:, :, :, :past]
     # Rows without history have only padding to attend to: let them, nobody reads the result.
@@ -67,6 +78,8 @@ def packed_attention(
         dropout_p=dropout,
         scale=scaling,
     )
+    if not count:
+        return from_history.transpose(1, 2), None
     shape = (batch, heads, count, width, dim)
     own_query, own_key, own_value = (part[:, :, past:].reshape(shape) for part in (query, key, value))
     to_history = query[:, :, past:] @ key[:, :, :past].transpose(-1, -2)  # [b, heads, C·K, P]
@@ -80,6 +93,29 @@ def packed_attention(
     on_history = weights[..., :past].reshape(batch, heads, count * width, past) @ value[:, :, :past]
     on_own = (weights[..., past:] @ own_value).reshape(batch, heads, count * width, dim)
     return torch.cat([from_history, on_history + on_own], 2).transpose(1, 2), None
+
+
+def block_mask(valid: torch.Tensor, layout: Layout) -> BlockMask:
+    """The same layout for FlexAttention (Dong et al., 2024), which on a GPU skips the blocks that are hidden.
+
+    Args:
+        valid: [b, S] bool, False for padding.
+        layout: where the parts are.
+    """
+    past, _, width = layout
+
+    def allowed(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        own = (q >= past) & (k >= past) & ((q - past) // width == (k - past) // width)
+        # Padding may read itself, so that no row is empty; nobody reads the result.
+        return (valid[b, k] & ((k < past) | own)) | (q == k)
+
+    batch, length = valid.shape
+    return create_block_mask(allowed, batch, None, length, length, device=str(valid.device))
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _in_blocks(

@@ -17,8 +17,8 @@ from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
 from recsys.soft_labels import SoftLabels
 from recsys.teacher.config import ScoreConfig
+from recsys.teacher.examples import own_sequences, seen_before
 from recsys.teacher.model import Teacher
-from recsys.teacher.teach import own_sequences, seen_before
 
 
 def score(

@@ -9,29 +9,29 @@ import pytest
 import torch
 
 from recsys.api import Run
+from recsys.artifacts import hash_file
 from recsys.ingest.dataset import Sequences
 from recsys.runtime import Runtime
-from recsys.sequence.config import TowersConfig
 from recsys.sequence.train import train_towers
-from recsys.teacher.behaviour import Behaviour, train_behaviour, without_last
+from recsys.teacher.behaviour import Behaviour, BehaviourTowers, train_behaviour, without_last
+from recsys.teacher.config import BehaviourConfig
+from recsys.teacher.examples import Examples
+from recsys.teacher.fit_evidence import fit_evidence
 from recsys.teacher.model import Evidence
-from recsys.teacher.teach import _Examples, _fit_evidence
+from tests.interrupt import Interrupted
 from tests.written import numbered
 
 QUIET = Runtime(progress=False, threads=1)
-CONFIG = TowersConfig(use_text=False, dim=16, layers=1, epochs=2, valid_users=20, max_history=8)
+CONFIG = BehaviourConfig(use_text=False, dim=16, layers=1, epochs=2, valid_users=20, max_history=8, seeds=2)
 
 
 @pytest.fixture(scope="module")
-def trained(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Behaviour, Behaviour]:
-    folder = tmp_path_factory.mktemp("behaviour")
-    return train_behaviour(
-        finished.dataset, None, CONFIG, seeds=2, held_out=1, scratch=folder, tensorboard=folder / "log", runtime=QUIET
-    )
+def trained(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Behaviour:
+    return train_behaviour(finished.dataset, CONFIG, tmp_path_factory.mktemp("run") / "behaviour", runtime=QUIET).all
 
 
-def test_what_it_says_is_the_mean_of_log_probabilities(trained: tuple[Behaviour, Behaviour], finished: Run) -> None:
-    behaviour = trained[0]
+def test_what_it_says_is_the_mean_of_log_probabilities(trained: Behaviour, finished: Run) -> None:
+    behaviour = trained
     histories = finished.dataset.histories(np.arange(6, dtype=np.int32))
     singles = [
         Behaviour([tower], [items], behaviour.max_history).log_probabilities(histories)
@@ -47,11 +47,11 @@ def test_what_it_says_is_the_mean_of_log_probabilities(trained: tuple[Behaviour,
     np.testing.assert_array_equal(behaviour.of_pairs(histories, candidates), mean[:, [5, 2, 9]])
 
 
-def test_it_reads_back_as_it_was(trained: tuple[Behaviour, Behaviour], finished: Run, tmp_path: Path) -> None:
+def test_it_reads_back_as_it_was(trained: Behaviour, finished: Run, tmp_path: Path) -> None:
     histories = finished.dataset.histories(np.arange(4, dtype=np.int32))
-    trained[0].save(tmp_path / "b.safetensors")
+    trained.save(tmp_path / "b.safetensors")
     again = Behaviour.load(tmp_path / "b.safetensors", CONFIG)
-    np.testing.assert_array_equal(again.log_probabilities(histories), trained[0].log_probabilities(histories))
+    np.testing.assert_array_equal(again.log_probabilities(histories), trained.log_probabilities(histories))
 
 
 def test_only_the_last_events_are_held_out() -> None:
@@ -61,7 +61,7 @@ def test_only_the_last_events_are_held_out() -> None:
 
 
 def test_the_towers_that_the_teacher_learns_on_do_not_know_what_it_is_asked(
-    trained: tuple[Behaviour, Behaviour], finished: Run, tmp_path: Path
+    trained: Behaviour, finished: Run, tmp_path: Path
 ) -> None:
     """Whatever the held-out events are, these towers are the same."""
     train = finished.dataset.train
@@ -88,24 +88,16 @@ def test_the_towers_that_the_teacher_learns_on_do_not_know_what_it_is_asked(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_was_finished_is_not_trained_again(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train() -> tuple[Behaviour, Behaviour]:
-        return train_behaviour(
-            finished.dataset,
-            None,
-            CONFIG,
-            seeds=1,
-            held_out=1,
-            scratch=tmp_path,
-            tensorboard=tmp_path / "log",
-            runtime=QUIET,
-        )
-
-    histories = finished.dataset.histories(np.arange(4, dtype=np.int32))
-    first = train()
-    monkeypatch.setattr("recsys.teacher.behaviour.train_towers", None)
-    for one, two in zip(first, train(), strict=True):
-        np.testing.assert_array_equal(one.log_probabilities(histories), two.log_probabilities(histories))
+def test_a_killed_training_goes_on_where_it_was(finished: Run, tmp_path: Path) -> None:
+    options = {"seed": 1, "threads": 1, "progress": False}
+    whole = train_behaviour(finished.dataset, CONFIG, tmp_path / "whole", runtime=Interrupted(**options, at="nowhere"))
+    for after in (0, 1):  # killed in the second epoch of whatever comes next; the first kill's tower is finished then
+        with pytest.raises(KeyboardInterrupt):
+            at = Interrupted(**options, at="epoch 2/2", after=after)
+            train_behaviour(finished.dataset, CONFIG, tmp_path / "behaviour", runtime=at)
+    again = train_behaviour(finished.dataset, CONFIG, tmp_path / "behaviour", runtime=Interrupted(**options, at="no"))
+    for file in (BehaviourTowers.FILE, BehaviourTowers.BEFORE_FILE):
+        assert hash_file(whole.path / file) == hash_file(again.path / file)
 
 
 class Told:
@@ -133,10 +125,10 @@ def test_the_evidence_learns_what_weights_alone_cannot_say(finished: Run) -> Non
     n = len(users)
     pool = np.tile(np.arange(40, dtype=np.int32), (n, 1))
     ends = (dataset.train.lengths[users] - 1).astype(np.int32)
-    examples = _Examples(users, ends, np.random.default_rng(1).integers(0, 40, n, np.int32), pool, np.ones(n, np.bool_))
+    examples = Examples(users, ends, np.random.default_rng(1).integers(0, 40, n, np.int32), pool, np.ones(n, np.bool_))
     torch.manual_seed(0)
     evidence, told = Evidence(11, 0.0), Told()
-    _fit_evidence(evidence, dataset, examples, told, QUIET)  # type: ignore[arg-type]
+    fit_evidence(evidence, dataset, examples, told, QUIET)  # type: ignore[arg-type]
     asked = np.random.default_rng(2).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)
     features = torch.from_numpy(told.features(None, asked))
     with torch.inference_mode():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AutoModel,
     BertConfig,
@@ -19,7 +20,7 @@ from transformers import (
 
 from recsys.errors import InputError
 from recsys.teacher.model import split_encoder
-from recsys.teacher.packing import Layout
+from recsys.teacher.packing import Layout, block_mask
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
 ENCODERS: dict[str, PretrainedConfig] = {
@@ -44,13 +45,23 @@ def upper(request: pytest.FixtureRequest) -> Any:
 
 
 def run(
-    upper: Any, states: torch.Tensor, valid: torch.Tensor, layout: Layout, *, learning: bool = False
+    upper: Any,
+    states: torch.Tensor,
+    valid: torch.Tensor,
+    layout: Layout,
+    *,
+    learning: bool = False,
+    mask: BlockMask | None = None,
 ) -> torch.Tensor:
     items = states.shape[1] // layout.width
     position = torch.arange(layout.width).repeat(items).expand(len(states), -1)
     with torch.inference_mode(not learning):
         return upper(
-            inputs_embeds=states, attention_mask=valid[:, None, None, :], position_ids=position, layout=layout
+            inputs_embeds=states,
+            attention_mask=valid[:, None, None, :],
+            position_ids=position,
+            layout=layout,
+            block_mask=mask,
         ).last_hidden_state
 
 
@@ -86,6 +97,36 @@ def test_scoring_is_what_was_learned(upper: Any, dtype: torch.dtype) -> None:
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     seen = valid & (torch.arange(32) >= 12)
     torch.testing.assert_close(found[seen].float(), learned[seen].detach().float(), **close)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_gpu_s_attention_is_the_same(upper: Any) -> None:
+    """FlexAttention, which runs on a CPU too, if slowly."""
+    torch.manual_seed(4)
+    layout = Layout(12, 5, 4)
+    states, valid = torch.randn(3, 32, 32), torch.rand(3, 32) > 0.3
+    valid[:, 12::4] = True
+    valid[0, :12] = False  # no history
+    plain = run(upper, states, valid, layout)
+    flexible = run(upper, states, valid, layout, mask=block_mask(valid, layout))
+    seen = valid & (torch.arange(32) >= 12)
+    torch.testing.assert_close(flexible[seen], plain[seen], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_row_without_candidates_reads_everything(learning: bool) -> None:
+    """As the uncut encoder does."""
+    _, upper = split_encoder(encoder("bert"), 2)
+    torch.manual_seed(5)
+    states, valid = torch.randn(2, 12, 32), torch.rand(2, 12) > 0.2
+    valid[:, 0] = True
+    rows = run(upper, states, valid, Layout(12, 0, 4), learning=learning)
+    upper.set_attn_implementation("eager")
+    hidden = torch.zeros(2, 1, 1, 12).masked_fill(~valid[:, None, None, :], float("-inf")).expand(2, 1, 12, 12)
+    position = torch.arange(4).repeat(3).expand(2, -1)
+    with torch.inference_mode():
+        plain = upper(inputs_embeds=states, attention_mask=hidden, position_ids=position).last_hidden_state
+    torch.testing.assert_close(rows[valid].detach(), plain[valid], rtol=1e-4, atol=1e-5)
 
 
 def test_packing_equals_a_dense_block_mask() -> None:

@@ -13,9 +13,10 @@ from recsys.artifacts import hash_file
 from recsys.config import PipelineConfig
 from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences, take
+from recsys.teacher.examples import Examples, draw_candidates, history_rows, own_sequences
 from recsys.teacher.model import PRIOR, TeacherModel, pad_left, split_encoder
 from recsys.teacher.score import score
-from recsys.teacher.teach import _candidates, _Examples, history_rows, own_sequences, teach
+from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectors, encoder_path, item_texts, load_encoder
 from tests.interrupt import Interrupted
@@ -111,11 +112,13 @@ def test_negatives_come_from_where_the_target_comes_from() -> None:
     pool = np.array([[1, 2, 3, 4, -1], [5, 6, 7, 8, 9]], dtype=np.int32)
     target = np.array([3, 20], dtype=np.int32)
     user = np.zeros(2, np.int32)
-    examples = _Examples(user, user, target, pool, np.array([True, False]))
-    drawn = _candidates(examples, np.array([0, 1]), 4, 30, np.random.default_rng(0))
+    examples = Examples(user, user, target, pool, np.array([True, False]))
+    drawn = draw_candidates(examples, np.array([0, 1]), 4, 30, np.random.default_rng(0))
     assert drawn[:, 0].tolist() == [3, 20]
     assert set(drawn[0, 1:]) == {1, 2, 4}
-    many = np.concatenate([_candidates(examples, np.array([1]), 4, 30, np.random.default_rng(s)) for s in range(300)])
+    many = np.concatenate(
+        [draw_candidates(examples, np.array([1]), 4, 30, np.random.default_rng(s)) for s in range(300)]
+    )
     assert set(many[:, 1:].ravel()) == set(range(30))  # asked against anything, the target itself is masked later
 
 
@@ -198,6 +201,42 @@ def test_a_killed_scoring_keeps_its_shards(finished: Run, tiny: PipelineConfig, 
     assert {name: (shards / name).stat().st_mtime_ns for name in written} == written
     resumed = score(*arguments, runtime=Interrupted(**options, at="nowhere"))
     assert resumed.table.equals(finished.soft_labels.table)
+
+
+def test_a_step_in_parts_is_the_same_step(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    runtime = Interrupted(seed=1, threads=1, progress=False, precision="fp32", at="nowhere")
+    config = tiny.teach.model_copy(update={"dropout": 0.0})
+    losses = []
+    for parts in (1, 3, 100):
+        each = config.model_copy(update={"accumulate": parts})
+        teacher = teach(finished.dataset, each, tmp_path / str(parts) / "teacher", runtime=runtime)
+        losses.append(teacher.manifest["info"]["history"][0]["loss"])
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"evidence": False}, {"item_tokens": False}, {"packed": False}, {"adapt_epochs": 1}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_way_of_reading_can_be_taught(
+    finished: Run, tiny: PipelineConfig, tmp_path: Path, changes: dict[str, bool]
+) -> None:
+    dataset = finished.dataset
+    config = tiny.teach.model_copy(update={**changes, "examples": 32})
+    teacher = teach(dataset, config, tmp_path / "teacher", runtime=tiny.runtime(progress=False))
+    assert np.isfinite(teacher.manifest["info"]["history"][-1]["loss"])
+    histories = dataset.histories(np.arange(6, dtype=np.int32))
+    candidates = np.tile(np.arange(5, dtype=np.int32), (6, 1))
+    logits = teacher.score(histories, candidates, runtime=tiny.runtime())
+    assert np.isfinite(logits).all()
+    alone = teacher.score(histories, candidates[:, [3]], runtime=tiny.runtime())
+    np.testing.assert_allclose(logits[:, [3]], alone, atol=0.05)  # bf16 where the machine has it
+    if not config.evidence:  # what counts say does not reach the score
+        counts = teacher.packer().wide
+        object.__setattr__(counts, "log_price", counts.log_price + 100)
+        object.__setattr__(counts.cooccurrence, "weights", counts.cooccurrence.weights * 0)
+        np.testing.assert_array_equal(teacher.score(histories, candidates, runtime=tiny.runtime()), logits)
 
 
 def test_texts_hold_what_the_catalogue_knows(finished: Run) -> None:
