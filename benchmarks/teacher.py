@@ -1,15 +1,22 @@
-"""The teacher on Amazon 2014 Beauty, beside every kind of evidence that it is made of; and its speed.
+"""The teacher on Amazon 2014 Beauty, beside every kind of evidence that it is made of; its parts; and its speed.
 
     RECSYS_DATA=… python benchmarks/teacher.py                       # a table
     RECSYS_DATA=… python benchmarks/teacher.py --json                # one line per figure
     RECSYS_DATA=… python benchmarks/teacher.py --seeds 0 1 2         # three teachers
+    RECSYS_DATA=… python benchmarks/teacher.py --only temporal       # trained before a moment, asked after it
+    RECSYS_DATA=… python benchmarks/teacher.py --only ablations
     python benchmarks/teacher.py --only speed                        # minutes; needs no data
 
 * `quality`: leave-one-out in the order of `position`, seen items filtered. The teacher reranks the 200 unseen items
   that its evidence puts first; each kind of evidence ranks the whole catalogue alone, and so does their untrained sum.
   All on the same `--users` users of the test part, drawn by seed. `difference` is the teacher minus another on the
-  same users, with its 95 % paired bootstrap interval. `cold` is recall at 10 on the users whose target has no training
+  same users, with its 95 % paired bootstrap interval. `cold` is recall at 10 on all users whose target has no training
   event.
+* `temporal`: the same, trained before one moment and asked after another (60 days to validate on, 60 to test).
+* `ablations`: teachers that read less, and one that reads every candidate with a history of its own, beside the whole
+  teacher: the same towers, examples, schedule (`--examples`, fewer than a good teacher's) and candidates. `evidence` is
+  the weighed evidence before anything is read; `adapted` reads with an encoder that went once through the
+  catalogue's text first.
 * `speed`: pairs per second of the packed cross-encoder and of `sentence_transformers.CrossEncoder.predict`, each in a
   process of its own, in turn; medians of rounds, and peak memory. Both have the same backbone (MiniLM-L6), read the
   same titles of eight history items and 64 candidates for each of the same users, and compute in the same precision.
@@ -30,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -54,8 +62,9 @@ from recsys.sample.sample import write_sample
 from recsys.sequence.towers import Towers
 from recsys.teacher.behaviour import Behaviour
 from recsys.teacher.config import TeachConfig
+from recsys.teacher.examples import history_rows
 from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, score_packed, split_encoder
-from recsys.teacher.teach import history_rows, teach
+from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import (
     BUNDLED,
@@ -69,12 +78,24 @@ from recsys.text import (
 
 METRICS: Final = Recall(10), NDCG(10)
 CANDIDATES: Final = 200
+WITHIN_CANDIDATES: Final = Recall(CANDIDATES)
 TARGETS: Final = {"recall_at_10": 0.112, "ndcg_at_10": 0.068}
 BLOCK: Final = 128
 SPEED_TARGET: Final = 6.0
 SPEED_ITEMS, SPEED_USERS, SPEED_HISTORY, SPEED_CANDIDATES, SPEED_TOKENS = 500, 16, 8, 64, 16
 CONTENDERS: Final = ("cross_encoder", "packed", "packed.cached")
-PARTS: Final = ("quality", "speed")
+PARTS: Final = ("quality", "temporal", "ablations", "speed")
+TEMPORAL: Final = ("ingest.protocol=temporal", "ingest.valid_days=60", "ingest.test_days=60")
+ABLATIONS: Final[dict[str, dict[str, object]]] = {
+    "whole": {},
+    "evidence": {"lr": 1e-12, "head_lr": 1e-12},
+    "text": {"evidence": False, "item_tokens": False},
+    "text_and_item_tokens": {"evidence": False},
+    "without_item_tokens": {"item_tokens": False},
+    "adapted": {"adapt_epochs": 1},
+    "not_packed": {"packed": False},
+}
+ABLATION_CANDIDATES: Final = 100
 
 Values = npt.NDArray[np.float64]
 
@@ -87,6 +108,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=PARTS, help="one part; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one teacher for each")
     parser.add_argument("--users", type=int, default=5000, help="test users that are asked")
+    parser.add_argument("--examples", type=int, default=4000, help="that the teachers of `ablations` learn on")
     parser.add_argument("--contender", choices=CONTENDERS, help="one process of `speed`; prints JSON")
     parser.add_argument("--rounds", type=int, default=3, help="of the timings")
     options = parser.parse_args()
@@ -99,6 +121,12 @@ def main() -> int:
         for part in options.only or PARTS:
             if part == "quality":
                 figures += quality(config, options.seeds, options.users)
+            elif part == "temporal":
+                later = load_config(options.config, [*options.set, *TEMPORAL])
+                later = later.model_copy(update={"run_dir": Path(config.run_dir) / "temporal"})
+                figures += quality(later, options.seeds, options.users, prefix="temporal.")
+            elif part == "ablations":
+                figures += ablations(config, options.examples, options.users)
             else:
                 figures += speed(options.rounds, config.threads)
     except RecsysError as error:
@@ -107,7 +135,7 @@ def main() -> int:
     return report(figures, as_json=options.json)
 
 
-def quality(config: PipelineConfig, seeds: list[int], n_users: int) -> list[Figure]:
+def quality(config: PipelineConfig, seeds: list[int], n_users: int, prefix: str = "") -> list[Figure]:
     """Every seed's teacher beside its evidence."""
     folder = Path(config.run_dir)
     dataset = ingest(config.ingest, folder / "dataset", data=config.data, runtime=config.runtime())
@@ -116,50 +144,130 @@ def quality(config: PipelineConfig, seeds: list[int], n_users: int) -> list[Figu
         runtime = Runtime(seed=seed, threads=config.threads)
         runtime.torch_device()
         teacher = teach(dataset, config.teach, folder / f"teacher_{seed}" / "teacher", runtime=runtime)
-        figures.append(Figure(f"seed{seed}.teach", float(teacher.manifest["seconds"]) / 60, "min"))
+        name = f"{prefix}seed{seed}"
+        figures.append(Figure(f"{name}.teach", float(teacher.manifest["seconds"]) / 60, "min"))
         for step in teacher.manifest["info"]["history"]:
             print(f"seed {seed}: {step}", file=sys.stderr)
         text = TextVectors.open(folder / f"teacher_{seed}" / "text_vectors").vectors
-        found, cold = answers(dataset, teacher, text, n_users, runtime)
-        figures += judged(found, cold, f"seed{seed}")
+        asked = Asked.draw(dataset, n_users)
+        found = answers(dataset, teacher, text, asked, runtime)
+        figures += judged(found, asked, name, targets={} if prefix else TARGETS)
     return figures
 
 
+def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figure]:
+    """Teachers that read less or otherwise, on the same candidates."""
+    folder = Path(config.run_dir) / "ablations"
+    dataset = ingest(config.ingest, Path(config.run_dir) / "dataset", data=config.data, runtime=config.runtime())
+    runtime = Runtime(seed=config.seed, threads=config.threads)
+    runtime.torch_device()
+    schedule = {"examples": examples, "evaluations": 2, "valid_users": 500}
+    asked = Asked.draw(dataset, n_users)
+    asked = replace(asked, rows=asked.rows[asked.sampled], sampled=asked.sampled[asked.sampled])
+    found: dict[str, Values] = {}
+    figures: list[Figure] = []
+    pools: list[npt.NDArray[np.int32]] = []
+    for name, changes in ABLATIONS.items():
+        changed = config.teach.model_copy(update={**schedule, **changes})
+        teacher = teach(dataset, changed, folder / name, runtime=runtime)
+        print(f"{name}: {teacher.manifest['info']['history']}", file=sys.stderr)
+        figures.append(Figure(f"ablations.{name}.teach", float(teacher.manifest["seconds"]) / 60, "min"))
+        packer = teacher.packer()
+        parts = []
+        blocks = range(0, len(asked.rows), BLOCK)
+        for number, start in enumerate(runtime.track(blocks, total=len(blocks), label=f"ask {name}", unit="block")):
+            _, histories, seen, judge = asked.block(dataset, start, packer.history)
+            if number == len(pools):  # of the whole teacher, for all
+                pools.append(packer.retrieve(histories, seen, ABLATION_CANDIDATES))
+            parts.append(judge(reranked(teacher, histories, pools[number], runtime)))
+        found[name] = np.concatenate(parts)
+    for name, values in found.items():
+        figures += [
+            Figure(f"ablations.{name}.{metric.column}", float(values[:, place].mean()))
+            for place, metric in enumerate(METRICS)
+        ]
+    for name, values in found.items():
+        if name != "whole":
+            figures += difference(f"ablations.difference.ndcg_at_10.whole-{name}", found["whole"], values)
+    return figures
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which cases of the test part are asked about.
+
+    Attributes:
+        rows: of the cases: a sample, and all whose targets are cold.
+        sampled: [n] whether a row is of the sample.
+        cold: [n] whether its targets have no training event.
+    """
+
+    rows: npt.NDArray[np.int64]
+    sampled: npt.NDArray[np.bool_]
+    cold: npt.NDArray[np.bool_]
+
+    @classmethod
+    def draw(cls, dataset: Dataset, n_users: int) -> Asked:
+        """A sample by seed, the same for every teacher."""
+        cases = dataset.cases("test")
+        sample = np.random.default_rng(0).permutation(len(cases))[:n_users]
+        counts = np.bincount(dataset.train.item_idx, minlength=dataset.n_items)
+        warm = np.add.reduceat(counts[cases.targets.values] > 0, cases.targets.offsets[:-1])
+        rows = np.union1d(sample, np.flatnonzero(warm == 0))
+        return cls(rows, np.isin(rows, sample), warm[rows] == 0)
+
+    def block(
+        self, dataset: Dataset, start: int, last: int
+    ) -> tuple[
+        npt.NDArray[np.int32],
+        Sequences,
+        tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]],
+        Callable[[npt.NDArray[np.int32]], Values],
+    ]:
+        """Users, histories and seen items of some rows, and what judges lists of them: [n, 3], as `answers`."""
+        cases, chosen = dataset.cases("test"), self.rows[start : start + BLOCK]
+        users, end = cases.user_idx[chosen], cases.history_end[chosen]
+        histories, seen = history_rows(dataset, users, end, last=last)
+        targets = cases.targets.select(chosen)
+        keys = np.repeat(np.arange(len(targets)), targets.lengths) * dataset.n_items + targets.values
+
+        def judge(items: npt.NDArray[np.int32]) -> Values:
+            hits = np.isin(np.arange(len(items))[:, None] * dataset.n_items + items, keys) & (items >= 0)
+            return np.column_stack([metric(hits, targets.lengths) for metric in (*METRICS, WITHIN_CANDIDATES)])
+
+        return users, histories, seen, judge
+
+
 def answers(
-    dataset: Dataset, teacher: Teacher, text: npt.NDArray[np.float32], n_users: int, runtime: Runtime
-) -> tuple[dict[str, Values], npt.NDArray[np.bool_]]:
-    """By model, recall and NDCG at 10 of each user, [n, 2]; and whose target is cold."""
-    cases = dataset.cases("test")
-    rows = np.sort(np.random.default_rng(0).permutation(len(cases))[:n_users])
+    dataset: Dataset, teacher: Teacher, text: npt.NDArray[np.float32], asked: Asked, runtime: Runtime
+) -> dict[str, Values]:
+    """By model, recall and NDCG at 10 of each user and recall of the whole list, [n, 3]."""
     packer = teacher.packer()
     single = alone(dataset, packer, text)
-    counts = np.bincount(dataset.train.item_idx, minlength=dataset.n_items)
     parts: dict[str, list[Values]] = {}
-    for start in runtime.track(range(0, len(rows), BLOCK), total=-(-len(rows) // BLOCK), label="ask", unit="block"):
-        chosen = rows[start : start + BLOCK]
-        users, end = cases.user_idx[chosen], cases.history_end[chosen]
-        histories, seen = history_rows(dataset, users, end, last=packer.history)
-        targets = cases.targets.values[cases.targets.offsets[chosen]]
+    for start in runtime.track(range(0, len(asked.rows), BLOCK), label="ask", unit="block"):
+        users, histories, seen, judge = asked.block(dataset, start, packer.history)
         pool = packer.retrieve(histories, seen, CANDIDATES)
-        lists = {"evidence": pool[:, :10]}
+        lists = {"evidence": pool}
         keys = tie_keys(users, runtime.seed)
         for name, scorer in single.items():
             scores = scorer.score(histories)
             scores[seen] = -np.inf
             lists[name] = top_k(scores, 10, keys)
-        logits = teacher.score(histories, np.maximum(pool, 0), runtime=runtime)
-        logits[pool < 0] = -np.inf
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :10]
-        lists["teacher"] = np.take_along_axis(pool, best, axis=1)
-        lists["candidates"] = pool
+        lists["teacher"] = reranked(teacher, histories, pool, runtime)
         for name, items in lists.items():
-            hits = items == targets[:, None]
-            if name == "candidates":  # what the teacher can find at all
-                hits = hits.any(axis=1)[:, None]
-            found = [metric(hits, np.ones(len(hits), dtype=np.int64)) for metric in METRICS]
-            parts.setdefault(name, []).append(np.column_stack(found))
-    cold = counts[cases.targets.values[cases.targets.offsets[rows]]] == 0
-    return {name: np.concatenate(values) for name, values in parts.items()}, cold
+            parts.setdefault(name, []).append(judge(items))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def reranked(
+    teacher: Teacher, histories: Sequences, pool: npt.NDArray[np.int32], runtime: Runtime
+) -> npt.NDArray[np.int32]:
+    """The ten of each row's candidates that the teacher puts first, [n, 10]."""
+    logits = teacher.score(histories, np.maximum(pool, 0), runtime=runtime)
+    logits[pool < 0] = -np.inf
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :10]
+    return np.take_along_axis(pool, best, axis=1)
 
 
 def alone(dataset: Dataset, packer: Packer, text: npt.NDArray[np.float32]) -> dict[str, Scorer]:
@@ -186,32 +294,44 @@ class Behaving:
         return self.behaviour.log_probabilities(histories)
 
 
-def judged(found: dict[str, Values], cold: npt.NDArray[np.bool_], seed: str) -> list[Figure]:
-    """Means, and the teacher minus every other on the same users."""
+def judged(found: dict[str, Values], asked: Asked, seed: str, targets: dict[str, float]) -> list[Figure]:
+    """Means over the sample, and the teacher minus every other on the same users; the same of the cold ones."""
     figures = []
     for name, values in found.items():
-        if name == "candidates":
-            figures.append(Figure(f"{seed}.candidates.recall_at_{CANDIDATES}", float(values[:, 0].mean())))
-            continue
         for place, metric in enumerate(METRICS):
-            full, value = f"{seed}.{name}.{metric.column}", float(values[:, place].mean())
-            figures.append(at_least(full, value, TARGETS[metric.column]) if name == "teacher" else Figure(full, value))
-        if cold.any():
-            figures.append(Figure(f"{seed}.{name}.cold.recall_at_10", float(values[cold, 0].mean())))
-    figures.append(Figure(f"{seed}.cold.users", float(cold.sum())))
+            full, value = f"{seed}.{name}.{metric.column}", float(values[asked.sampled, place].mean())
+            wanted = targets.get(metric.column) if name == "teacher" else None
+            figures.append(Figure(full, value) if wanted is None else at_least(full, value, wanted))
+        if name == "evidence":  # its list is what the teacher can find at all
+            full, value = f"{seed}.candidates.{WITHIN_CANDIDATES.column}", float(values[asked.sampled, 2].mean())
+            figures.append(Figure(full, value))
+        if asked.cold.any():
+            figures.append(Figure(f"{seed}.{name}.cold.recall_at_10", float(values[asked.cold, 0].mean())))
+    figures += [
+        Figure(f"{seed}.users", float(asked.sampled.sum())),
+        Figure(f"{seed}.cold.users", float(asked.cold.sum())),
+    ]
+    teacher = found["teacher"]
     for name, values in found.items():
-        if name in ("teacher", "candidates"):
-            continue
-        gain = found["teacher"][:, 1] - values[:, 1]
-        means = resampled_means(gain[:, None], n_resamples=2000, rng=np.random.default_rng(0))
-        low, high = percentile_interval(means, 0.95)
-        about = f"{seed}.difference.ndcg_at_10.teacher-{name}"
-        figures += [
-            Figure(f"{about}.difference", float(gain.mean())),
-            at_least(f"{about}.low", float(low[0]), 0.0),
-            Figure(f"{about}.high", float(high[0])),
-        ]
+        if name != "teacher":
+            about = f"{seed}.difference.ndcg_at_10.teacher-{name}"
+            figures += difference(about, teacher[asked.sampled], values[asked.sampled], above=0.0)
+        if name in ("popularity", "text") and asked.cold.any():
+            about = f"{seed}.difference.cold.recall_at_10.teacher-{name}"
+            figures += difference(about, teacher[asked.cold], values[asked.cold], place=0)
     return figures
+
+
+def difference(about: str, one: Values, other: Values, *, place: int = 1, above: float | None = None) -> list[Figure]:
+    """The mean of one minus the other, of recall (`place` 0) or NDCG (1), with its interval."""
+    gain = one[:, place] - other[:, place]
+    means = resampled_means(gain[:, None], n_resamples=2000, rng=np.random.default_rng(0))
+    low, high = (float(bound[0]) for bound in percentile_interval(means, 0.95))
+    return [
+        Figure(f"{about}.difference", float(gain.mean())),
+        Figure(f"{about}.low", low) if above is None else at_least(f"{about}.low", low, above),
+        Figure(f"{about}.high", high),
+    ]
 
 
 def speed(rounds: int, threads: int) -> list[Figure]:
@@ -303,7 +423,8 @@ def by_packing(
     ).eval()
     with torch.inference_mode():
         behaviour = Behaviour([towers.user], [towers.items()], config.behaviour.max_history)
-    packer = Packer(ItemStates.compute(dataset, config, folder, runtime), wide, behaviour, config)
+    states = ItemStates.compute(dataset, config, config.encoder, folder, runtime)
+    packer = Packer(states, wide, behaviour, config)
     _, encoder = split_encoder(load_encoder(config.encoder)[1], layers)
     model = TeacherModel(encoder, torch.zeros(dataset.n_items, config.item_dim), config, n_event_types=3).eval()
     device, dtype = runtime.torch_device(), runtime.compute_dtype()

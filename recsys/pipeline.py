@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -174,6 +175,10 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
 
             teacher = run.teacher if config.use_teacher else None
             options |= {"text": run.text_vectors, "tuning": run.tuning}
+            if teacher is not None and config.evaluate.teacher_users:
+                from recsys.teacher.explain import explain
+
+                options["explain"] = partial(explain, teacher, run.dataset, runtime=runtime)
             return evaluate(run.dataset, run.student, teacher, config.evaluate, out, **options)
     raise AssertionError(stage)
 

@@ -52,8 +52,9 @@ from recsys.evaluation.report import (
     SegmentRow,
     Shown,
     UserSet,
+    Why,
 )
-from recsys.evaluation.scorers import Fitted, PairScorer, StudentScorer, TeacherScorer, TwoTower
+from recsys.evaluation.scorers import Explainer, Fitted, PairScorer, StudentScorer, TeacherScorer, TwoTower
 from recsys.evaluation.segments import (
     Members,
     Segmentation,
@@ -92,6 +93,7 @@ def evaluate(
     *,
     text: TextVectors | None = None,
     tuning: Tuning | None = None,
+    explain: Explainer | None = None,
     runtime: Runtime | None = None,
     force: bool = False,
 ) -> Report:
@@ -109,6 +111,7 @@ def evaluate(
         out: where the artifact goes, e.g. `runs/sample/report`.
         text: the items' text vectors; without them the baselines that read titles are left out.
         tuning: what `recsys baselines` wrote; without it baselines take their defaults.
+        explain: the teacher's reasons, which are shown for the first items of the users that are looked at.
         runtime: seed, device and progress bars.
         force: measure again even when `out` is up to date.
 
@@ -131,6 +134,7 @@ def evaluate(
             "recsys.ingest.dataset",
             "recsys.ingest.report",
             "recsys.page",
+            "recsys.teacher.explain",
         ),
     )
     if force or not recipe.is_current(out):
@@ -147,7 +151,7 @@ def evaluate(
                 dataset, tuning.trials if tuning else (), baselines=config.baselines, has_text=vectors is not None
             )
             measured = _measure(dataset, student, teacher, baselines, vectors, cases, config, runtime)
-            _write(measured, dataset, models, recipe, config, draft)
+            _write(measured, dataset, models, recipe, config, draft, explain)
     return Report.open(out)
 
 
@@ -471,7 +475,7 @@ def _apart_from_hits(measured: Measured, protocol: str) -> tuple[list[CoverageRo
     return coverage, beyond
 
 
-def _examples(measured: Measured, dataset: Dataset, config: EvaluateConfig) -> list[Example]:
+def _examples(measured: Measured, dataset: Dataset, config: EvaluateConfig, explain: Explainer | None) -> list[Example]:
     """The chosen users, in words."""
     cases = measured.cases
     examples = []
@@ -485,9 +489,22 @@ def _examples(measured: Measured, dataset: Dataset, config: EvaluateConfig) -> l
                 history=_shown(dataset, dataset.history(user, end, last=EXAMPLE_HISTORY)),
                 targets=_shown(dataset, targets, hits=measured.lists[StudentScorer.name][place]),
                 lists={model: _shown(dataset, items[place], hits=targets) for model, items in measured.lists.items()},
+                why=None
+                if explain is None
+                else _why(dataset, user, end, measured.lists[TeacherScorer.name][place], explain),
             )
         )
     return examples
+
+
+def _why(dataset: Dataset, user: int, end: int, items: npt.NDArray[np.int32], explain: Explainer) -> Why | None:
+    if items[0] < 0:
+        return None
+    history = dataset.histories(np.array([user], dtype=np.int32), np.array([end], dtype=np.int32))
+    (reasons,) = explain(history, items[:1])
+    shown = _shown(dataset, np.array([item for item, _ in reasons.history], dtype=np.int32))
+    added = [added for _, added in reasons.history]
+    return Why(_shown(dataset, items[:1])[0], list(zip(shown, added, strict=True)), reasons.words)
 
 
 def _shown(dataset: Dataset, items: npt.NDArray[np.int32], *, hits: npt.NDArray[np.int32] | None = None) -> list[Shown]:
@@ -518,6 +535,7 @@ def _write(
     recipe: Recipe,
     config: EvaluateConfig,
     draft: Draft,
+    explain: Explainer | None,
 ) -> None:
     protocol = dataset.protocol
     if protocol == "temporal" and config.targets == "next":
@@ -545,7 +563,7 @@ def _write(
         segments=segments,
         segment_gains=gains,
         timings=measured.timings,
-        examples=_examples(measured, dataset, config),
+        examples=_examples(measured, dataset, config, explain),
         baselines=measured.baselines,
     )
     of_rows = ("rows", "differences", "coverage", "beyond", "segments", "segment_gains")

@@ -23,6 +23,7 @@ from recsys.evaluation.report import (
     SegmentGainRow,
     SegmentRow,
     Shown,
+    Why,
 )
 from recsys.evaluation.scorers import Fitted
 from recsys.evaluation.tuning import Setting
@@ -149,6 +150,7 @@ FEW: Final = 30  # users below which a segment's interval is not worth much
 TITLE: Final = 90  # characters of an item's title
 LABEL: Final = 22  # characters that fit beside a plot on a phone
 SHOWN_TARGETS: Final = 10
+SHOWN_REASONS: Final = 4  # of each kind
 
 
 @dataclass(frozen=True)
@@ -627,12 +629,36 @@ the student found {found} of {n}</summary>
 <div><h4>Chosen next</h4><ul>{"".join(map(_item, example.targets[:SHOWN_TARGETS]))}{_more(n - SHOWN_TARGETS)}</ul></div>
 </div>
 <div class="lists">{columns}</div>
-</details>
+{_why(example.why) if example.why else ""}</details>
 """
 
 
+def _why(why: Why) -> str:
+    """The reasons that weigh most, for and against."""
+    events = [(item.title, added) for item, added in why.history]
+    parts = [("without an event of the history", events), ("without a word of its text", why.words)]
+    told = "".join(
+        f"<div><h4>{what}</h4><ul>{''.join(f'<li>{_minus(added)} {escape(_cut(text))}</li>' for text, added in chosen)}"
+        "</ul></div>"
+        for what, reasons in parts
+        if (chosen := sorted(reasons, key=lambda reason: -abs(reason[1]))[:SHOWN_REASONS])
+    )
+    return f"""<p>Why the teacher put <b>{escape(_cut(why.item.title))}</b> first: how its score would change</p>
+<div class="lists">{told}</div>
+"""
+
+
+def _minus(added: float) -> str:
+    """What a score loses without what added so much."""
+    return f'<span class="soft">{-added:+.2f}</span>'.replace("-", "−")
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
+
+
 def _item(item: Shown) -> str:
-    title = item.title if len(item.title) <= TITLE else f"{item.title[: TITLE - 1]}…"
+    title = _cut(item.title)
     return f'<li class="hit">✓ {escape(title)}</li>' if item.hit else f"<li>{escape(title)}</li>"
 
 

@@ -139,6 +139,21 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Why:
+    """Why the teacher put an item first, as `recsys.teacher.explain` tells it.
+
+    Attributes:
+        item: which.
+        history: the user's last items, the most recent first, with what each added to the score.
+        words: those of the item's text, with what each added likewise.
+    """
+
+    item: Shown
+    history: list[tuple[Shown, float]]
+    words: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Example:
     """One user, as people look at one.
 
@@ -148,6 +163,7 @@ class Example:
         history: the last of them, oldest first.
         targets: what came after, as far as the rule for seen items lets it count.
         lists: each model's first items, best first; a model that was not asked about this user has none.
+        why: the teacher's reasons for its first item, where it was asked for any.
     """
 
     user_id: str
@@ -155,6 +171,7 @@ class Example:
     history: list[Shown]
     targets: list[Shown]
     lists: dict[str, list[Shown]]
+    why: Why | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +256,12 @@ class Report(Artifact):
                 history=[Shown(**item) for item in each["history"]],
                 targets=[Shown(**item) for item in each["targets"]],
                 lists={model: [Shown(**item) for item in items] for model, items in each["lists"].items()},
+                why=each["why"]
+                and Why(
+                    Shown(**each["why"]["item"]),
+                    [(Shown(**item), added) for item, added in each["why"]["history"]],
+                    [(word, added) for word, added in each["why"]["words"]],
+                ),
             )
             for each in json.loads((self.path / EXAMPLES_FILE).read_text())
         ]

@@ -43,6 +43,25 @@ class PairScorer(Fitted, Protocol):
         """Scores of `candidates` [n, C]: [n, C]."""
 
 
+class Reasons(Protocol):
+    """What a pair's score was made of, such as `recsys.teacher.explain.Explanation`."""
+
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """The user's last items, the most recent first, with what each added."""
+
+    @property
+    def words(self) -> list[tuple[str, float]]:
+        """The words of the candidate's text, with what each added."""
+
+
+class Explainer(Protocol):
+    """Gives reasons for scores of a `PairScorer`."""
+
+    def __call__(self, history: Sequences, candidates: Items) -> Sequence[Reasons]:
+        """The reasons for each of `candidates` [C], for the one row of `history`."""
+
+
 class StudentScorer:
     """The student over the whole catalogue, exactly (without an index)."""
 

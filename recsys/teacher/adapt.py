@@ -85,8 +85,10 @@ def _train(texts: list[str], config: AdaptConfig, draft: Draft, runtime: Runtime
     model = AutoModelForMaskedLM.from_pretrained(path, dtype="float32").to(device)
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
     tokens = tokenizer(texts, truncation=True, max_length=TOKENS)["input_ids"]
-    order = np.random.default_rng([runtime.seed, 11]).permutation(len(tokens))
-    judged, trained = np.split(order, [int(len(order) * JUDGED)])
+    length = np.array([len(row) for row in tokens])
+    judged, trained = np.split(
+        np.random.default_rng([runtime.seed, 11]).permutation(len(tokens)), [int(len(tokens) * JUDGED)]
+    )
 
     def loss_of(rows: np.ndarray) -> torch.Tensor:
         batch = mask([{"input_ids": tokens[row]} for row in rows]).to(device)
@@ -115,7 +117,10 @@ def _train(texts: list[str], config: AdaptConfig, draft: Draft, runtime: Runtime
     for epoch in range(first, config.epochs):
         rng = seed_everything(runtime.seed, 13, epoch)
         model.train()
-        batches = np.array_split(rng.permutation(trained), steps)
+        # Alike in length within a batch, so that little of it is padding; the noise makes every pass another one.
+        order = np.argsort(length[trained] * rng.uniform(1.0, 1.2, len(trained)), kind="stable")
+        batches = [trained[rows] for rows in np.array_split(order, steps)]
+        batches = [batches[number] for number in rng.permutation(steps)]
         label = f"adapt the encoder, pass {epoch + 1}/{config.epochs}"
         for step, rows in enumerate(runtime.track(batches, total=steps, label=label, unit="step"), start=epoch * steps):
             factor = warmup_cosine(step, total=steps * config.epochs, warmup=max(steps // 10, 1))

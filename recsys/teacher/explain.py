@@ -22,8 +22,9 @@ class Explanation:
         logit: the score.
         history: the user's last items, the most recent first, with what each added to the logit: the logit with all of
             the history minus the logit without this event. It covers every kind of evidence.
-        words: the pieces of the candidate's text that were read, with what each added likewise. It covers what the
-            encoder read; the similarity of whole texts is part of the evidence and stands under `history`.
+        words: those of the candidate's text that were read, with what each added likewise (of a word that the encoder
+            reads in pieces, the sum). It covers what the encoder read; the similarity of whole texts is part of the
+            evidence and stands under `history`.
     """
 
     logit: float
@@ -89,7 +90,7 @@ def _words(
     candidates: npt.NDArray[np.int32],
     runtime: Runtime,
 ) -> list[list[tuple[str, float]]]:
-    """Each candidate's pieces of text, and what each added to its logit."""
+    """Each candidate's words, and what each added to its logit."""
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
     tokenizer, _ = load_encoder(teacher.config.encoder)
     texts = item_texts(dataset)
@@ -110,7 +111,11 @@ def _words(
         added[:, token] = whole - logits(valid)
     found = []
     for place, item in enumerate(candidates.tolist()):
-        ids = tokenizer(texts[item], truncation=True, max_length=added.shape[1] + 1)["input_ids"][:-1]
-        pieces = tokenizer.convert_ids_to_tokens(ids)
-        found.append([(piece, float(added[place, token])) for token, piece in enumerate(pieces) if token])
+        read = tokenizer(texts[item], truncation=True, max_length=added.shape[1] + 1)
+        words: dict[int, float] = {}
+        for token, word in enumerate(read.word_ids()[:-1]):
+            if word is not None:
+                words[word] = words.get(word, 0.0) + float(added[place, token])
+        spans = [read.word_to_chars(word) for word in words]
+        found.append([(texts[item][a:b], value) for (a, b), value in zip(spans, words.values(), strict=True)])
     return found

@@ -476,6 +476,36 @@ def test_examples_are_users_as_they_are(report: Report, shop: Dataset) -> None:
         assert hit[int(example.user_id[1:])] == any(item.hit for item in example.lists["student"])
 
 
+@dataclass(frozen=True)
+class Told:
+    """Reasons as an explainer gives them."""
+
+    history: list[tuple[int, float]]
+    words: list[tuple[str, float]]
+
+
+def test_the_teacher_s_first_item_is_explained(shop: Dataset, good: Towers, tmp_path: Path) -> None:
+    asked = []
+
+    def explain(history: Sequences, candidates: np.ndarray) -> list[Told]:
+        asked.append((history.item_idx.tolist(), candidates.tolist()))
+        last = int(history.item_idx[-1])
+        return [Told([(last, 0.5), (last, -0.25)], [("<b>odd</b>", 1.0), ("word", -2.0)]) for _ in candidates]
+
+    report = evaluate(shop, good, Pairs(good), CONFIG, tmp_path / "report", explain=explain, runtime=QUIET)
+    for example, (history, candidates) in zip(report.examples, asked, strict=True):
+        assert example.why is not None
+        assert example.why.item.item_id == example.lists["teacher"][0].item_id
+        assert [f"i{item}" for item in history][-8:] == [item.item_id for item in example.history]
+        assert [f"i{item}" for item in candidates] == [example.why.item.item_id]
+        assert example.why.history[0] == (example.history[-1], 0.5)
+        assert example.why.words[1] == ("word", -2.0)
+    page = report.html.read_text()
+    assert "−1.00</span> &lt;b&gt;odd&lt;/b&gt;" in page  # escaped, and what the score would lose
+    assert "<b>odd</b>" not in page
+    assert "+2.00</span> word" in page
+
+
 def test_the_next_item_alone_can_be_asked(write_dataset: WriteDataset, good: Towers, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     histories = [rng.permutation(N_ITEMS)[:8].tolist() for _ in range(50)]

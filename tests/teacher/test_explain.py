@@ -9,7 +9,7 @@ from recsys.api import Run
 from recsys.ingest.dataset import take
 from recsys.runtime import Runtime
 from recsys.teacher.explain import explain
-from recsys.text import item_texts, load_encoder
+from recsys.text import item_texts
 
 RUNTIME = Runtime(precision="fp32", threads=1, progress=False)
 
@@ -34,10 +34,13 @@ def test_words_are_those_of_the_text(finished: Run) -> None:
     dataset, teacher = finished.dataset, finished.teacher
     history = dataset.histories(np.array([0], dtype=np.int32), last=4)
     (found,) = explain(teacher, dataset, history, np.array([5], dtype=np.int32), runtime=RUNTIME)
-    tokenizer, _ = load_encoder(teacher.config.encoder)
-    pieces = tokenizer.tokenize(item_texts(dataset)[5])
-    assert [word for word, _ in found.words] == pieces[: len(found.words)]
-    assert len(found.words) == min(len(pieces), teacher.config.max_tokens - 1)
+    text = item_texts(dataset)[5]
+    words = [word for word, _ in found.words]
+    assert 2 <= len(words) <= teacher.config.max_tokens - 1
+    place = 0
+    for word in words:  # one after the other as they stand, with nothing but signs and spaces between
+        assert not any(sign.isalnum() for sign in text[place : text.index(word, place)])
+        place = text.index(word, place) + len(word)
     assert all(np.isfinite(added) for _, added in found.words)
 
 
