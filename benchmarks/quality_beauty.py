@@ -195,7 +195,7 @@ class Beauty:
 
     def trained(self) -> list[Figure]:
         """The student on hard labels, by ids and with titles, and what it adds up to with the evidence."""
-        by_ids = self.config.distill.model_copy(update={"use_text": False})
+        by_ids = self.config.distill.model_copy(update={"use_text": False, "item_features": (), "time_gaps": False})
         sasrec = distill(self.dataset, None, by_ids, self.folder / "sasrec" / "student", runtime=self.runtime)
         student = distill(
             self.titles, None, self.config.distill, self.folder / "titles" / "student", runtime=self.runtime

@@ -59,6 +59,7 @@ from recsys.ingest.ingest import ingest
 from recsys.runtime import Runtime
 from recsys.sample.config import SampleConfig
 from recsys.sample.sample import write_sample
+from recsys.sequence.features import item_features
 from recsys.sequence.towers import Towers
 from recsys.teacher.behaviour import Behaviour
 from recsys.teacher.config import TeachConfig
@@ -417,7 +418,7 @@ def by_packing(
     wide = WideEvidence.fit(dataset.train, dataset.items, text)
     towers = Towers(
         config.behaviour,
-        torch.from_numpy(np.array(text)),
+        item_features(dataset.items, text, config.behaviour),
         torch.ones(dataset.n_items, dtype=torch.bool),
         n_event_types=3,
     ).eval()

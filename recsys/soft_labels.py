@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.artifacts import Artifact
 from recsys.errors import InputError
+
+FILE: Final = "soft_labels.parquet"
 
 
 class SoftLabels(Artifact):
@@ -29,13 +31,13 @@ class SoftLabels(Artifact):
         Raises:
             InputError: a logit is NaN or infinite, or a row's lists differ in length.
         """
-        table = pq.read_table(self.path / "soft_labels.parquet").cast(schema.SOFT_LABELS)
+        table = pq.read_table(self.path / FILE).cast(schema.SOFT_LABELS)
         logits = table["teacher_logit"]
         finite = pc.all(pc.is_finite(pc.list_flatten(logits))).as_py()
         same = pc.all(pc.equal(pc.list_value_length(logits), pc.list_value_length(table["candidate"]))).as_py()
         if finite is False or same is False:
             raise InputError(
-                f"{self.path.name}/soft_labels.parquet holds "
+                f"{self.path.name}/{FILE} holds "
                 + ("logits that are NaN or infinite" if finite is False else "lists of unequal length"),
                 expected="one finite teacher_logit for every candidate",
                 do="score again: `recsys run --from score`; if it stays, train the teacher with a lower learning rate",

@@ -19,12 +19,12 @@ import torch
 
 from recsys.errors import RecsysError
 from recsys.evaluation.asked import not_again
+from recsys.hashing import Keys, mix, seeded_keys
 from recsys.ingest.dataset import Cases, Dataset, Ragged, Sequences
 from recsys.runtime import Runtime
 
 Scores = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int32]
-Keys = npt.NDArray[np.uint32]
 
 # Scores held at a time (32 MB). A baseline's sparse product, the order of ties and the masks of seen items and
 # targets lie beside it, which makes about 256 MB at the peak.
@@ -158,8 +158,7 @@ def top_k(scores: Scores, k: int, keys: Keys) -> Items:
 
 def tie_keys(user_idx: npt.NDArray[np.int32], seed: int) -> Keys:
     """Each user's part in the order of ties, [n] uint32: the same whatever block or sample the user is in."""
-    start = np.random.SeedSequence(seed).generate_state(1, np.uint32)
-    return _mix(user_idx.astype(np.uint32) ^ start)
+    return seeded_keys(user_idx, seed)
 
 
 def item_mask(rows: Ragged | Sequences, n_items: int) -> npt.NDArray[np.bool_]:
@@ -182,13 +181,4 @@ def _rows(ragged: Ragged, rows: slice) -> Ragged:
 
 def _tie_order(items: npt.NDArray[np.integer], keys: Keys) -> npt.NDArray[np.int64]:
     """Distinct pseudo-random numbers ≥ 0 of the items of each row (`items` is [n_items] or [n, m])."""
-    return _mix(items.astype(np.uint32) ^ keys[:, None]).astype(np.int64)
-
-
-def _mix(x: Keys) -> Keys:
-    """MurmurHash3's finaliser (Appleby, public domain): a bijection of 32-bit numbers in which every bit stirs all."""
-    x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x85EBCA6B)
-    x = x ^ (x >> np.uint32(13))
-    x = x * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
+    return mix(items.astype(np.uint32) ^ keys[:, None]).astype(np.int64)

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from recsys.spark import SparkConfig
+
 TimestampUnit = Literal["auto", "s", "ms", "us", "ns"]
 EventTypeRule = Literal["view", "cart", "purchase", "keep", "drop", "cancel"]
 
@@ -137,15 +139,6 @@ class CancellationMark(BaseModel):
 
     column: str = Field(min_length=1, description="a column of the log (its own name)")
     pattern: Pattern = Field(description='a regular expression that it contains, e.g. "^C"')
-
-
-class SparkConfig(BaseModel):
-    """The Spark that ingestion runs on with engine = "spark"."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    master: str = Field("local[*]", description="e.g. local[4], spark://host:7077, yarn")
-    options: dict[str, str] = Field(default_factory=dict, description="Spark's properties, e.g. spark.executor.memory")
 
 
 class IngestConfig(EventSource):

@@ -5,10 +5,8 @@ What is kept lies as Parquet in the scratch folder, which all of Spark's machine
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +17,12 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.errors import InputError, MissingExtraError
-from recsys.ingest.config import SparkConfig
+from recsys.errors import InputError
 from recsys.ingest.engine import FILE, Engine, builtin
 from recsys.ingest.landing import ROW
 from recsys.ingest.tables import ROW_GROUP
 from recsys.runtime import Runtime
+from recsys.spark import SparkConfig, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -156,26 +154,6 @@ def open_spark(config: SparkConfig, scratch: Path, runtime: Runtime) -> Iterator
         InputError: Spark cannot be started.
         MissingExtraError: pyspark is not installed.
     """
-    try:
-        from py4j.protocol import Py4JError
-        from pyspark.errors import PySparkException, PySparkRuntimeError
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise MissingExtraError("pyspark", "spark") from None
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # workers run the same Python as the driver
-    options = {
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.local.dir": str(scratch / "local"),
-        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
-        "spark.log.level": "OFF",  # a failed query is raised here; its Java stack helps nobody
-    }
-    if not config.master.startswith("local"):
-        del options["spark.driver.bindAddress"], options["spark.driver.host"]
     # What the rows depend on cannot be set by config.
     fixed = {
         "spark.sql.session.timeZone": "UTC",
@@ -185,32 +163,9 @@ def open_spark(config: SparkConfig, scratch: Path, runtime: Runtime) -> Iterator
         "spark.sql.parquet.inferTimestampNTZ.enabled": "true",
         "spark.sql.legacy.timeParserPolicy": "CORRECTED",
     }
-    if runtime.threads:
-        options["spark.sql.shuffle.partitions"] = str(2 * runtime.threads)
-    builder: Any = SparkSession.builder
-    builder = builder.master(config.master).appName("recsys ingest")
-    for name, value in (options | config.options | fixed).items():
-        builder = builder.config(name, value)
-    try:
-        session = builder.getOrCreate()
-    except (PySparkRuntimeError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"Spark cannot be started at {config.master!r}: {str(error).splitlines()[0]}",
-            expected="Java 17 or later, and a master that answers",
-            do='install Java and set JAVA_HOME, correct [ingest.spark], or set ingest.engine = "duckdb"',
-        ) from None
-    try:
+    with spark_session(config, scratch, runtime, stage="ingest", otherwise="duckdb", fixed=fixed) as session:
         session.sql(
             "CREATE OR REPLACE TEMPORARY FUNCTION recsys_from_hex(digits STRING) RETURNS STRING "
             "RETURN conv(digits, 16, 10)"
         )
         yield SparkEngine(session, scratch)
-    except (PySparkException, Py4JError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip(" :")]
-        raise InputError(
-            f"Spark could not do it: {' '.join(lines[:2])[:500]}",
-            expected="files of one schema that Spark can read, in a folder that all its machines see",
-            do='look at the message, or set ingest.engine = "duckdb"',
-        ) from error
-    finally:
-        session.stop()

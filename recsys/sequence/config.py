@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -13,8 +15,22 @@ class TowersConfig(BaseModel):
     encoder: str = Field(
         "minilm-l6", description="encoder of the frozen item texts: the bundled one, a name or a folder"
     )
-    use_text: bool = Field(
-        True, description="false: items are known by their ids alone, which makes this a plain SASRec"
+    use_text: bool = Field(True, description="false: items are not known by their text")
+    item_features: tuple[Literal["brand", "category", "price"], ...] = Field(
+        ("brand", "category", "price"),
+        description="what else an item is known by; without these and text this is a plain SASRec",
+    )
+    time_gaps: bool = Field(
+        True, description="whether the user tower knows how long after the last event each one came"
+    )
+    event_weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="by event type, how much a next event counts that is foreseen; 1 by default, 0 to leave it out",
+    )
+    id_rows: int = Field(
+        0,
+        ge=0,
+        description="rows of the id embedding; 0: one for each item, else every item is the sum of two rows by hash",
     )
     dim: int = Field(128, ge=8, description="width of user and item vectors")
     layers: int = Field(2, ge=1, description="transformer layers of the user tower")

@@ -1,6 +1,8 @@
-"""Two towers over items and histories: SASRec (Kang and McAuley, ICDM 2018) with text beside the item's id."""
+"""Two towers over items and histories: SASRec (Kang and McAuley, ICDM 2018) with what is known of items and times."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,72 +11,121 @@ from torch import nn
 
 from recsys.ingest.dataset import Sequences, take
 from recsys.sequence.config import TowersConfig
+from recsys.sequence.features import ItemFeatures
+
+GAPS: Final = 32
 
 
 class ItemTower(nn.Module):
-    """Item vector = projection of the frozen text vector (where there is one) + id embedding.
+    """Item vector = projection of the frozen text vector + embeddings of its groups + id embedding.
 
     An item without a training event has no id embedding of its own (it is kept at zero), so that it has a vector from
-    the moment it has a title; id dropout trains the projection to stand alone.
+    the moment it has a title; id dropout trains the rest to stand alone. Where ids share rows by hash, an item is the
+    sum of two rows, each with a sign (Weinberger et al., "Feature Hashing", ICML 2009): two items are alike only if
+    both of their rows are.
     """
 
-    def __init__(self, text: torch.Tensor | None, known: torch.Tensor, *, dim: int, id_dropout: float) -> None:
+    def __init__(self, features: ItemFeatures, known: torch.Tensor, config: TowersConfig) -> None:
         super().__init__()
-        self.text = None if text is None else nn.Buffer(text, persistent=False)  # [n_items, width] float32
+        dim, text = config.dim, features.text
+        self.text = None if text is None else nn.Buffer(torch.from_numpy(np.array(text)), persistent=False)
         self.known = nn.Buffer(known, persistent=False)  # [n_items] bool: has a training event
-        self.ids = nn.Embedding(len(known), dim)
-        self.id_dropout = id_dropout
+        self.id_rows = config.id_rows
+        self.ids = nn.Embedding(config.id_rows or len(known), dim)
+        self.id_dropout = config.id_dropout
+        self.codes = nn.Buffer(
+            torch.from_numpy(np.stack([*features.groups.values()], axis=1))
+            if features.groups
+            else torch.zeros(len(known), 0, dtype=torch.int64),
+            persistent=False,
+        )  # [n_items, n_groups]
+        self.groups = nn.ModuleList(
+            nn.Embedding(int(codes.max(initial=0)) + 1, dim, padding_idx=0) for codes in features.groups.values()
+        )
         if text is not None:
             self.project = nn.Linear(text.shape[1], dim)
             nn.init.normal_(self.project.weight, std=0.05)
             nn.init.zeros_(self.project.bias)
         nn.init.normal_(self.ids.weight, std=0.02)
+        for group in self.groups:  # a group of which nothing was learned says nothing
+            nn.init.zeros_(group.get_parameter("weight"))
 
     def forward(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of `items` ([m] int64; all items by default): [m, dim] float32."""
-        ids, keep = (self.ids.weight, self.known) if items is None else (self.ids(items), self.known[items])
+        keep, codes = (self.known, self.codes) if items is None else (self.known[items], self.codes[items])
         if self.training and self.id_dropout:
             keep = keep & (torch.rand(len(keep), device=keep.device) >= self.id_dropout)
-        vectors: torch.Tensor = ids * keep[:, None]
+        vectors = self._ids(items) * keep[:, None]
+        for place, group in enumerate(self.groups):
+            vectors = vectors + group(codes[:, place])
         if self.text is not None:
             vectors = self.project(self.text if items is None else self.text[items]) + vectors
         return vectors
+
+    def _ids(self, items: torch.Tensor | None) -> torch.Tensor:
+        if not self.id_rows:
+            rows: torch.Tensor = self.ids.weight if items is None else self.ids(items)
+            return rows
+        if items is None:
+            items = torch.arange(len(self.known), device=self.known.device)
+        total = torch.zeros((), device=items.device)
+        for salt in (1, 2):
+            mixed = _mix(items + (salt << 40))
+            sign = 1.0 - 2.0 * ((mixed >> 32) & 1)
+            total = total + self.ids(mixed % self.id_rows) * sign[:, None]
+        return total
+
+
+def _mix(key: torch.Tensor) -> torch.Tensor:
+    """Scrambled non-negative int64 keys, by two rounds of multiply and xor-shift (as in Steele et al., 2014)."""
+    for factor in (0x369DEA0F31A53F85, 0x2127599BF4325C37):
+        key = (key ^ ((key >> 31) & 0x1FFFFFFFF)) * factor
+    return (key ^ ((key >> 29) & 0x7FFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
 
 
 class UserTower(nn.Module):
     """A causal transformer over [start, event 1, …, event n]: its output at place p knows the first p events."""
 
-    def __init__(
-        self, *, dim: int, layers: int, heads: int, max_history: int, n_event_types: int, dropout: float
-    ) -> None:
+    def __init__(self, config: TowersConfig, n_event_types: int) -> None:
         super().__init__()
+        dim, dropout = config.dim, config.dropout
         self.start = nn.Parameter(torch.zeros(dim))
-        self.place = nn.Embedding(max_history + 1, dim)
+        self.place = nn.Embedding(config.max_history + 1, dim)
+        # The last place that a training sequence reached: what stands behind it is told of that place, not of chance.
+        self.longest = nn.Buffer(torch.tensor(config.max_history))
         self.event_type = nn.Embedding(n_event_types, dim)
+        self.gap = nn.Embedding(GAPS, dim) if config.time_gaps else None
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         block = nn.TransformerEncoderLayer(
-            dim, heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
+            dim, config.heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
         )
         # Dropout on the residual branches only: inside attention and feed-forward, drawing its masks took a third of an
         # epoch on a CPU.
         block.dropout.p = block.self_attn.dropout = 0.0
-        self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, config.layers, enable_nested_tensor=False)
         for embedding in (self.place, self.event_type):
             nn.init.normal_(embedding.weight, std=0.02)
+        if self.gap is not None:
+            nn.init.zeros_(self.gap.weight)
 
-    def forward(self, events: torch.Tensor, event_types: torch.Tensor) -> torch.Tensor:
+    def forward(self, events: torch.Tensor, event_types: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
         """User vectors after every prefix.
 
         Args:
             events: [n, T, dim] item vectors of the history, oldest first, padded on the right.
             event_types: [n, T] int64 codes.
+            gaps: [n, T] int64, of `gap_codes`.
 
         Returns:
             [n, T + 1, dim]: place p holds the vector after p events (padding cannot reach it: attention is causal).
         """
         start = self.start.expand(len(events), 1, -1)
-        states = torch.cat([start, events + self.event_type(event_types)], 1) + self.place.weight[: events.shape[1] + 1]
+        marked = events + self.event_type(event_types)
+        if self.gap is not None:
+            marked = marked + self.gap(gaps)
+        place = torch.arange(events.shape[1] + 1, device=events.device).minimum(self.longest)
+        states = torch.cat([start, marked], 1) + self.place(place)
         length = states.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
         output: torch.Tensor = self.norm_out(
@@ -88,46 +139,52 @@ class Towers(nn.Module):
 
     Args:
         config: width and depth.
-        text: [n_items, width] float32, or None.
+        features: of the items.
         known: [n_items] bool, the items with a training event.
         n_event_types: how many there are.
     """
 
     def __init__(
-        self, config: TowersConfig, text: torch.Tensor | None, known: torch.Tensor, *, n_event_types: int
+        self, config: TowersConfig, features: ItemFeatures, known: torch.Tensor, *, n_event_types: int
     ) -> None:
         super().__init__()
-        self.items = ItemTower(text, known, dim=config.dim, id_dropout=config.id_dropout)
-        self.user = user_tower(config, n_event_types)
+        self.items = ItemTower(features, known, config)
+        self.user = UserTower(config, n_event_types)
 
 
-def user_tower(config: TowersConfig, n_event_types: int) -> UserTower:
-    """Build the user tower that `config` describes, with fresh weights."""
-    return UserTower(
-        dim=config.dim,
-        layers=config.layers,
-        heads=config.heads,
-        max_history=config.max_history,
-        n_event_types=n_event_types,
-        dropout=config.dropout,
-    )
+def gap_codes(timestamp: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How long after the event before it each event came: 0 for the first, else 1 + ⌊log₂(1 + minutes)⌋.
+
+    Args:
+        timestamp: [n, T] microseconds, in order.
+
+    Returns:
+        [n, T], below `GAPS`.
+    """
+    minutes = np.maximum(np.diff(timestamp, axis=1), 0) // 60_000_000
+    codes = np.zeros(timestamp.shape, dtype=np.int64)
+    codes[:, 1:] = np.minimum(1 + np.floor(np.log2(1.0 + minutes)), GAPS - 1)
+    return codes
 
 
 def pad_right(
     rows: Sequences, *, last: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The `last` events of each row as rectangles.
 
     Returns:
-        item_idx [n, T] (0 for padding), event_type [n, T] (0 for padding), length [n]; T is the longest length.
+        item_idx, event_type and gaps (`gap_codes`), each [n, T] with 0 for padding, and length [n]; T is the longest
+        length.
     """
     length = np.minimum(rows.lengths, last)
     mask = np.arange(max(int(length.max(initial=0)), 1))[None, :] < length[:, None]
     place = (rows.offsets[1:] - length)[:, None] + np.arange(mask.shape[1])[None, :]
-    items, types = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, np.int64)
-    items[mask] = rows.item_idx[place[mask]]
-    types[mask] = rows.event_type[place[mask]]
-    return items, types, length
+    columns: tuple[npt.NDArray[np.integer], ...] = (rows.item_idx, rows.event_type, rows.timestamp)
+    rectangles = [np.zeros(mask.shape, np.int64) for _ in columns]
+    for rectangle, flat in zip(rectangles, columns, strict=True):
+        rectangle[mask] = flat[place[mask]]
+    items, types, times = rectangles
+    return items, types, gap_codes(times) * mask, length
 
 
 @torch.inference_mode()
@@ -139,9 +196,10 @@ def encode_users(
     order = np.argsort(histories.lengths, kind="stable")
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        items, types, length = pad_right(select(histories, rows), last=max_history)
+        *padded, length = pad_right(select(histories, rows), last=max_history)
         device = item_vectors.device
-        states = tower(item_vectors[torch.from_numpy(items).to(device)], torch.from_numpy(types).to(device))
+        items, types, gaps = (torch.from_numpy(part).to(device) for part in padded)
+        states = tower(item_vectors[items], types, gaps)
         vectors[rows] = (
             states[torch.arange(len(rows), device=device), torch.from_numpy(length).to(device)].cpu().numpy()
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,10 @@ from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
+from recsys.sequence.features import ItemFeatures
 from recsys.sequence.losses.full_softmax import full_softmax
 from recsys.sequence.losses.sampled_softmax import sampled_softmax
-from recsys.sequence.towers import Towers, encode_users
+from recsys.sequence.towers import Towers, encode_users, gap_codes
 from recsys.training import (
     RELEASE_EVERY,
     adamw,
@@ -33,18 +35,38 @@ from recsys.training import (
 )
 
 
+class ItemVectors(Protocol):
+    """Item vectors by item_idx."""
+
+    def __getitem__(self, items: torch.Tensor, /) -> torch.Tensor:
+        """[…, d] float32 of int64 […]."""
+
+
+class SomeItems:
+    """The vectors of some items of a catalogue that is too large to compute all of them in every step."""
+
+    def __init__(self, tower: torch.nn.Module, items: torch.Tensor) -> None:
+        self.items = torch.unique(items)  # ascending
+        self.vectors = tower(self.items).float()
+
+    def __getitem__(self, items: torch.Tensor, /) -> torch.Tensor:
+        """Of items that are among them."""
+        found: torch.Tensor = self.vectors[torch.searchsorted(self.items, items.contiguous())]
+        return found
+
+
 class SoftLoss(Protocol):
     """What a stage adds to the loss on the log."""
 
     def __call__(
-        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: torch.Tensor, width: int
+        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: ItemVectors, width: int
     ) -> tuple[torch.Tensor, float]:
         """The part of one step.
 
         Args:
             windows: [b] the windows in the batch.
             users: [b · width, d] float32, the vector after each prefix of each window.
-            items: [n_items, d] float32, all item vectors.
+            items: indexed by item_idx: all item vectors, or at least those of `candidates` and of item 0.
             width: vectors of a window.
 
         Returns:
@@ -53,6 +75,9 @@ class SoftLoss(Protocol):
 
     def rows(self, windows: npt.NDArray[np.int64]) -> int:
         """How many rows of soft labels these windows have."""
+
+    def candidates(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The items that will be asked for, −1 for none."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +136,11 @@ class Validation:
 
 def train_towers(
     train: Sequences,
-    text: npt.NDArray[np.float32] | None,
+    features: ItemFeatures,
     config: TowersConfig,
     *,
     n_items: int,
-    n_event_types: int,
+    event_types: Sequence[str],
     validation: Validation | None,
     scratch: Path,
     tensorboard: Path,
@@ -131,10 +156,10 @@ def train_towers(
 
     Args:
         train: the sequences.
-        text: [n_items, width] float32, the items' sentence vectors; None if the config does not use them.
+        features: of the items, of `item_features`.
         config: width, depth and schedule.
         n_items: size of the catalogue.
-        n_event_types: how many there are.
+        event_types: their names, in the order of their codes.
         validation: picks the epoch that is kept and stops early; without it the last epoch is kept.
         scratch: where the checkpoint lies.
         tensorboard: where curves are written.
@@ -144,7 +169,7 @@ def train_towers(
         epochs: end after so many, in the schedule of all of `config.epochs`.
 
     Raises:
-        InputError: there is nothing to train on.
+        InputError: there is nothing to train on, or an event type that is weighted does not exist.
         RecsysError: the loss became NaN or infinite.
     """
     if not len(train.item_idx):
@@ -153,6 +178,7 @@ def train_towers(
             expected="events before the validation window",
             do="use a longer log, or shorten ingest.valid_days and ingest.test_days",
         )
+    weight_of_type = torch.tensor(_event_weights(config, event_types, label))
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
     # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while
     # memory grew with every new batch shape.
@@ -165,9 +191,8 @@ def train_towers(
     place_in_catalogue = torch.from_numpy(np.cumsum(known) - 1).to(device)
 
     seed_everything(runtime.seed)
-    # Sentence vectors share a strong common direction, which says nothing about an item: it is taken out.
-    centred = None if text is None else torch.nn.functional.normalize(torch.from_numpy(text - text.mean(0)), dim=1)
-    model = Towers(config, centred, torch.from_numpy(known), n_event_types=n_event_types).to(device)
+    model = Towers(config, features, torch.from_numpy(known), n_event_types=len(event_types)).to(device)
+    model.user.longest.fill_(int(windows.count.max()))
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     steps_per_epoch = len(batches(windows, config.batch_positions, np.random.default_rng(0)))
     total = steps_per_epoch * config.epochs
@@ -201,24 +226,40 @@ def train_towers(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * factor
             mine = distributed.part_of(batch)
-            items, types, targets, places = collate(train, windows, mine)
+            asked = collate(train, windows, mine).to(device)
+            weights = weight_of_type.to(device)[asked.target_types]
             with torch.autocast(device.type, tower_dtype, enabled=tower_dtype != torch.float32):
-                vectors = model.items()
-                users = model.user(vectors[items.to(device)], types.to(device)).flatten(0, 1)
-            vectors = vectors.float()
-            queries, target = users[places.to(device)], targets.to(device)
+                vectors: ItemVectors
+                if len(catalogue) <= config.softmax_items:
+                    vectors = whole = model.items().float()
+                else:
+                    drawn = catalogue[torch.randint(len(catalogue), (config.softmax_items,), device=device)]
+                    others = (
+                        [] if soft_loss is None else [torch.from_numpy(soft_loss.candidates(mine)).to(device).flatten()]
+                    )
+                    wanted = [
+                        asked.items.flatten(),
+                        asked.targets,
+                        drawn,
+                        *(each.long().clamp(min=0) for each in others),
+                    ]
+                    vectors = SomeItems(model.items, torch.cat(wanted))
+                users = model.user(vectors[asked.items], asked.types, asked.gaps).flatten(0, 1)
+            queries, target = users[asked.places], asked.targets
             if len(catalogue) <= config.softmax_items:
-                hard = full_softmax(queries, vectors[catalogue], place_in_catalogue[target], dtype=dtype)
+                hard = full_softmax(queries, whole[catalogue], place_in_catalogue[target], weights=weights, dtype=dtype)
             else:
-                drawn = catalogue[torch.randint(len(catalogue), (config.softmax_items,), device=device)]
-                hard = sampled_softmax(queries, vectors[target], target, vectors[drawn], drawn, n_items=len(catalogue))
+                hard = sampled_softmax(
+                    queries, vectors[target], target, vectors[drawn], drawn, n_items=len(catalogue), weights=weights
+                )
             more, soft, n_soft = users.new_zeros(()), 0.0, 0
             if soft_loss is not None:
-                more, soft = soft_loss(mine, users, vectors, items.shape[1] + 1)
+                more, soft = soft_loss(mine, users, vectors, asked.items.shape[1] + 1)
                 n_soft = soft_loss.rows(mine)
             # Means over what this process has, weighted to be means over what all have.
-            n_hard_in_all, n_soft_in_all = distributed.total(len(targets), n_soft)
-            of_hard, of_soft = len(targets) / n_hard_in_all, n_soft / max(n_soft_in_all, 1)
+            n_hard = float(weights.sum())
+            n_hard_in_all, n_soft_in_all = distributed.total(n_hard, n_soft)
+            of_hard, of_soft = n_hard / max(n_hard_in_all, 1e-12), n_soft / max(n_soft_in_all, 1)
             loss = hard * of_hard + more * of_soft
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -269,32 +310,66 @@ def batches(windows: Windows, positions: int, rng: np.random.Generator) -> list[
     return [parts[i] for i in rng.permutation(len(parts))]
 
 
-def collate(
-    train: Sequences, windows: Windows, batch: npt.NDArray[np.int64]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One batch of windows.
+@dataclass(frozen=True)
+class Step:
+    """One batch of b windows, padded on the right to T events, in which m positions are asked for the next event.
 
-    Returns:
-        items [b, T] and event types [b, T] (0 for padding); targets [m] and their places [m] in the flattened user
-        vectors [b · (T + 1)].
+    Attributes:
+        items: [b, T] int64, 0 for padding.
+        types: [b, T] int64 event types, 0 for padding.
+        gaps: [b, T] int64, of `recsys.sequence.towers.gap_codes`.
+        targets: [m] int64, the items that came next.
+        target_types: [m] int64, as what.
+        places: [m] int64, in the flattened user vectors [b · (T + 1)].
     """
+
+    items: torch.Tensor
+    types: torch.Tensor
+    gaps: torch.Tensor
+    targets: torch.Tensor
+    target_types: torch.Tensor
+    places: torch.Tensor
+
+    def to(self, device: torch.device) -> Step:
+        """The same, there."""
+        return Step(*(getattr(self, each.name).to(device, non_blocking=True) for each in fields(self)))
+
+
+def collate(train: Sequences, windows: Windows, batch: npt.NDArray[np.int64]) -> Step:
+    """One batch of windows."""
     count = windows.count[batch]
     width = int(count.max(initial=0)) + 1  # none where more processes share the windows than there are windows
     column = np.arange(width)[None, :]
     place = windows.begin[batch][:, None] + column
     inside = column < count[:, None]
-    items, types = np.zeros(place.shape, np.int64), np.zeros(place.shape, np.int64)
-    items[inside], types[inside] = train.item_idx[place[inside]], train.event_type[place[inside]]
+    columns: tuple[npt.NDArray[np.integer], ...] = (train.item_idx, train.event_type, train.timestamp)
+    rectangles = [np.zeros(place.shape, np.int64) for _ in columns]
+    for rectangle, flat in zip(rectangles, columns, strict=True):
+        rectangle[inside] = flat[place[inside]]
+    items, types, times = (rectangle[:, : width - 1] for rectangle in rectangles)
     # The vector at column p is asked for event p of the window; past the window, for the user's next event.
     end = train.offsets[windows.user[batch] + 1][:, None]
     asked = (column >= windows.first[batch][:, None]) & (column <= count[:, None]) & (place < end)
-    targets = train.item_idx[place[asked]].astype(np.int64)
-    return (
-        torch.from_numpy(items[:, : width - 1]),
-        torch.from_numpy(types[:, : width - 1]),
-        torch.from_numpy(targets),
+    return Step(
+        torch.from_numpy(items),
+        torch.from_numpy(types),
+        torch.from_numpy(gap_codes(times) * inside[:, : width - 1]),
+        torch.from_numpy(train.item_idx[place[asked]].astype(np.int64)),
+        torch.from_numpy(train.event_type[place[asked]].astype(np.int64)),
         torch.from_numpy(np.flatnonzero(asked)),
     )
+
+
+def _event_weights(config: TowersConfig, event_types: Sequence[str], label: str) -> list[float]:
+    """By code, how much an event counts."""
+    unknown = set(config.event_weights) - set(event_types)
+    if unknown:
+        raise InputError(
+            f"{label}.event_weights names {', '.join(map(repr, sorted(unknown)))}",
+            expected=f"event types of the log: {', '.join(event_types)}",
+            do="correct the name",
+        )
+    return [config.event_weights.get(name, 1.0) for name in event_types]
 
 
 def _log(writer: SummaryWriter, label: str, row: dict[str, float]) -> None:

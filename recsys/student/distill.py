@@ -15,7 +15,8 @@ from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
-from recsys.sequence.train import Validation, train_towers
+from recsys.sequence.features import item_features
+from recsys.sequence.train import ItemVectors, Validation, train_towers
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
 from recsys.student.losses.listwise_kl import listwise_kl
@@ -140,8 +141,12 @@ class Soft:
         """How many rows of soft labels these windows have."""
         return int((self.offsets[windows + 1] - self.offsets[windows]).sum())
 
+    def candidates(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The items that these windows' soft labels are about, −1 for none."""
+        return self.of(windows, 0)[1]
+
     def __call__(
-        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: torch.Tensor, width: int
+        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: ItemVectors, width: int
     ) -> tuple[torch.Tensor, float]:
         """The weighted listwise KL of a step, and the KL itself; see `recsys.sequence.train.SoftLoss`."""
         place, candidate, logit = (torch.from_numpy(part).to(users.device) for part in self.of(windows, width))
@@ -160,16 +165,16 @@ def _train(
     draft: Draft,
     runtime: Runtime,
 ) -> None:
-    train, n_types = dataset.train, len(dataset.event_types)
+    train = dataset.train
     soft = None
     if soft_labels is not None and config.soft_weight and len(train.item_idx):
         soft = Soft.find(soft_labels, train, sliding_windows(train, config.max_history), config)
     trained = train_towers(
         train,
-        text,
+        item_features(dataset.items, text, config),
         config,
         n_items=dataset.n_items,
-        n_event_types=n_types,
+        event_types=dataset.event_types,
         validation=Validation(dataset, config, runtime.seed),
         scratch=draft.scratch,
         tensorboard=draft.path / "tensorboard",
@@ -190,7 +195,7 @@ def _train(
         parameters=sum(p.numel() for p in trained.model.parameters()),
     )
     draft.info.update(
-        n_event_types=n_types,
+        n_event_types=len(dataset.event_types),
         best_epoch=trained.best_epoch,
         valid_ndcg_at_10=trained.best_value,
         history=trained.history,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from recsys.artifacts import Artifact
 from recsys.ingest.dataset import Sequences
 from recsys.runtime import Runtime
-from recsys.sequence.towers import UserTower, encode_users, user_tower
+from recsys.sequence.towers import UserTower, encode_users
 from recsys.student.config import DistillConfig
 
 
@@ -39,7 +39,7 @@ class Student(Artifact):
 
     @cached_property
     def _tower(self) -> UserTower:
-        tower = user_tower(self.config, int(self.manifest["info"]["n_event_types"]))
+        tower = UserTower(self.config, int(self.manifest["info"]["n_event_types"]))
         weights = load_file(self.path / "weights.safetensors")
         tower.load_state_dict({k.removeprefix("user."): v for k, v in weights.items() if k.startswith("user.")})
         return tower.eval().requires_grad_(False)

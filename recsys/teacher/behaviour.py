@@ -25,7 +25,8 @@ from recsys.evidence import Floats
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
-from recsys.sequence.towers import UserTower, encode_users, user_tower
+from recsys.sequence.features import item_features
+from recsys.sequence.towers import UserTower, encode_users
 from recsys.sequence.train import Validation, train_towers
 from recsys.teacher.config import BehaviourConfig
 from recsys.text import TextVectorsConfig, text_vectors
@@ -81,7 +82,7 @@ class Behaviour:
         for number in range(len(items)):
             start = f"{number}.user."
             weights = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-            tower = user_tower(config, len(weights["event_type.weight"]))
+            tower = UserTower(config, len(weights["event_type.weight"]))
             tower.load_state_dict(weights)
             towers.append(tower.eval().requires_grad_(False))
         return cls(towers, items, config.max_history)
@@ -178,10 +179,10 @@ def _train(
             if not distributed.from_first(done.is_file()):
                 trained = train_towers(
                     train,
-                    text,
+                    item_features(dataset.items, text, config),
                     config,
                     n_items=dataset.n_items,
-                    n_event_types=len(dataset.event_types),
+                    event_types=dataset.event_types,
                     validation=Validation(dataset, config, runtime.seed) if name == "all" else None,
                     scratch=folder,
                     tensorboard=draft.path / "tensorboard" / f"{name}_{number}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recsys.sequence.config import TowersConfig
+from recsys.spark import SparkConfig
 
 
 class BehaviourConfig(TowersConfig):
@@ -73,11 +75,6 @@ class TeachConfig(BaseModel):
     )
     valid_users: int = Field(500, ge=1, description="users of the validation part that it is measured on")
 
-    @property
-    def held_out(self) -> int:
-        """Last training events of each user that the teacher learns on."""
-        return self.behaviour.held_out
-
 
 class ScoreConfig(BaseModel):
     """Which pairs the teacher scores for the student."""
@@ -88,9 +85,23 @@ class ScoreConfig(BaseModel):
         (), description="folders of further teachers of this dataset, such as another seed's runs/x/teacher; averaged"
     )
     top: int = Field(24, ge=1, description="candidates of a row that evidence retrieves (the teacher's likely top)")
+    student_top: int = Field(
+        0, ge=0, description="candidates of a user's last row that a student put first, out of `recommendations`"
+    )
+    recommendations: Path | None = Field(
+        None, description="what `recsys recommend` wrote the night before, e.g. runs/x/recommendations"
+    )
     random: int = Field(8, ge=0, description="candidates of a row drawn uniformly from the rest of the catalogue")
     positions_per_user: int = Field(
         1, ge=1, description="positions scored per user: the end of training and those before"
     )
     max_rows: int = Field(40_000, ge=1, description="rows in all; a seeded choice where there are more")
-    shard_rows: int = Field(2048, ge=1, description="rows written at a time; a killed run resumes at the next shard")
+    shard_rows: int = Field(2048, ge=1, description="rows scored at a time; a killed run resumes at the next shard")
+    engine: Literal["local", "spark"] = Field("local", description="who scores: this machine, or Spark's")
+    spark: SparkConfig = Field(default_factory=SparkConfig, description='where Spark runs, for engine = "spark"')
+
+    @model_validator(mode="after")
+    def _student_top_needs_lists(self) -> Self:
+        if (self.student_top > 0) != (self.recommendations is not None):
+            raise ValueError("student_top and recommendations go together: how many items, and of which lists")
+        return self

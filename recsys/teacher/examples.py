@@ -62,7 +62,7 @@ def choose_examples(dataset: Dataset, packer: Packer, config: TeachConfig, runti
     position = (np.arange(len(user)) - train.offsets[user]).astype(np.int32)
     # A target seen before is answered by the history itself; a position without history asks about nobody.
     _, first = np.unique(user * np.int64(dataset.n_items) + train.item_idx, return_index=True)
-    asked = (position > 0) & (position >= train.lengths[user] - config.held_out)
+    asked = (position > 0) & (position >= train.lengths[user] - config.behaviour.held_out)
     usable = np.intersect1d(first, np.flatnonzero(asked))
     if not len(usable):
         raise InputError(

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys import schema
-from recsys.artifacts import Draft, Recipe
+from recsys import distributed, schema
+from recsys.artifacts import Draft, Recipe, hash_file
 from recsys.errors import InputError
+from recsys.hashing import mix, seeded_keys
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
-from recsys.soft_labels import SoftLabels
+from recsys.soft_labels import FILE, SoftLabels
+from recsys.spark import spark_session
 from recsys.teacher.config import ScoreConfig
 from recsys.teacher.examples import own_sequences, seen_before
 from recsys.teacher.model import Teacher
+
+Ints = npt.NDArray[np.int32]
+
+STREAM: Final = 7  # of the random candidates, among the uses of a run's seed
 
 
 def score(
@@ -32,10 +42,12 @@ def score(
 ) -> SoftLabels:
     """Ask the teacher about pairs that nobody has labelled, for the student to learn from.
 
-    A row is a user at a position of the training part; its candidates are what the evidence retrieves there and some
-    random items, none of them seen before. At the end of training all that is known counts; at positions before it the
-    towers that do not know the last events are asked, which is why only positions as far back as `teach.held_out` can
-    be. Shards that a killed run has finished are not scored again.
+    A row is a user at a position of the training part; its candidates are what the evidence retrieves there, what a
+    student put first the night before (if its lists are given) and some random items, none of them seen before. At the
+    end of training all that is known counts; at positions before it the towers that do not know the last events are
+    asked, which is why only positions as far back as `teach.behaviour.held_out` can be. Shards that a killed run has
+    finished are not scored again; processes that work together (`recsys.distributed`) share them out, and so do Spark's
+    workers.
 
     Args:
         dataset: what `ingest` wrote.
@@ -48,24 +60,28 @@ def score(
         force: score again even when `out` is up to date.
 
     Raises:
-        InputError: more positions of each user are asked for than the teacher may be asked about.
+        InputError: more positions of each user are asked for than the teacher may be asked about, or the student's
+            lists cannot be used.
+        MissingExtraError: the engine is Spark, and pyspark is not installed.
     """
     runtime = runtime or Runtime()
     teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
-    held_out = min(each.config.held_out for each in teachers)
+    held_out = min(each.config.behaviour.held_out for each in teachers)
     if config.positions_per_user > held_out + 1:
         raise InputError(
-            f"score.positions_per_user = {config.positions_per_user}, and teach.held_out = {held_out}",
+            f"score.positions_per_user = {config.positions_per_user}, and teach.behaviour.held_out = {held_out}",
             expected="at most one position more than were held out: before them the teacher knows what comes next",
-            do="lower score.positions_per_user, or raise teach.held_out and teach again",
+            do="lower score.positions_per_user, or raise teach.behaviour.held_out and teach again",
         )
     recipe = Recipe(
         kind=SoftLabels.kind,
         config=config,
         inputs={"dataset": dataset.fingerprint, "teacher": teachers[0].fingerprint}
-        | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)},
+        | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)}
+        | ({} if config.recommendations is None else {"recommendations": hash_file(_lists_of(config.recommendations))}),
         seed=runtime.seed,
         modules=(
+            "recsys.hashing",
             "recsys.teacher.behaviour",
             "recsys.teacher.model",
             "recsys.teacher.packing",
@@ -75,27 +91,205 @@ def score(
             "recsys.evidence",
         ),
     )
-    if force or not recipe.is_current(out):
+    if force or not distributed.from_first(recipe.is_current(out)):
+        scorer = RowScorer(dataset, teachers, config, runtime)
         with recipe.build(out) as draft:
-            _score(dataset, teachers, config, draft, runtime)
+            users, positions = _rows(dataset, config, runtime.seed)
+            if config.engine == "spark":
+                parts = _by_spark(scorer, users, positions, draft, runtime)
+            else:
+                parts = _by_shards(scorer, users, positions, draft, runtime)
+            with pq.ParquetWriter(draft.path / FILE, schema.SOFT_LABELS, compression="zstd") as writer:
+                for part in parts if not distributed.rank() else []:
+                    for batch in pq.ParquetFile(part).iter_batches():
+                        writer.write_batch(batch.cast(schema.SOFT_LABELS))
+            draft.counts.update(
+                rows=len(users),
+                users=len(np.unique(users)),
+                candidates=config.top + config.student_top + config.random,
+            )
     return SoftLabels.open(out)
 
 
-def _score(dataset: Dataset, teachers: Sequence[Teacher], config: ScoreConfig, draft: Draft, runtime: Runtime) -> None:
-    users, positions = _rows(dataset, config, runtime.seed)
-    draft.scratch.mkdir(exist_ok=True)
-    starts = range(0, len(users), config.shard_rows)
-    with pq.ParquetWriter(draft.path / "soft_labels.parquet", schema.SOFT_LABELS, compression="zstd") as writer:
-        for start in runtime.track(starts, total=len(starts), label="score pairs", unit="shard"):
-            shard = draft.scratch / f"rows-{start:09d}.parquet"
-            if not shard.is_file():
-                rows = slice(start, start + config.shard_rows)
-                table = _shard(dataset, teachers, config, users[rows], positions[rows], runtime, start)
-                temporary = shard.with_suffix(".tmp")
-                pq.write_table(table, temporary, compression="zstd")
-                temporary.replace(shard)
-            writer.write_table(pq.read_table(shard, schema=schema.SOFT_LABELS))
-    draft.counts.update(rows=len(users), users=len(np.unique(users)), candidates=config.top + config.random)
+class RowScorer:
+    """Rows of (user_idx, position) in, soft labels out; a row's are the same whatever it is batched with.
+
+    That is up to rounding: rows that are padded to another length may differ in a logit's last bits.
+
+    Args:
+        dataset: of the users.
+        teachers: whose logits are averaged; the first one's evidence retrieves.
+        config: which candidates.
+        runtime: seed, device and precision.
+    """
+
+    def __init__(self, dataset: Dataset, teachers: Sequence[Teacher], config: ScoreConfig, runtime: Runtime) -> None:
+        self.dataset, self.teachers, self.config, self.runtime = dataset, teachers, config, runtime
+        self._student_top = _student_top(dataset, config)
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Score batch by batch.
+
+        Args:
+            batches: columns user_idx and position (int32); the history is the user's events before the position.
+
+        Yields:
+            Batches of `schema.SOFT_LABELS`, row by row as they came.
+        """
+        for batch in batches:
+            users, positions = (batch.column(name).to_numpy() for name in (schema.USER_IDX, schema.POSITION))
+            candidates = self._candidates(users, positions)
+            there = candidates >= 0
+            logits = self._logits(users, positions, candidates)
+            offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), type=pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(users),
+                    pa.array(positions),
+                    pa.ListArray.from_arrays(offsets, pa.array(candidates[there])),
+                    pa.ListArray.from_arrays(offsets, pa.array(logits[there])),
+                ],
+                schema=schema.SOFT_LABELS,
+            )
+
+    def _candidates(self, users: Ints, positions: Ints) -> Ints:
+        """[n, C]: retrieved, of the student, random; −1 where one was seen or stands there already."""
+        dataset, config, n_items = self.dataset, self.config, np.int64(self.dataset.n_items)
+        at_end = positions == dataset.split.train_end[users]
+        student = np.where(at_end[:, None], self._student_top[users], -1)
+        keys = mix(seeded_keys(users, self.runtime.seed, STREAM) ^ positions.astype(np.uint32))
+        draws = seeded_keys(np.arange(config.random), self.runtime.seed, STREAM + 1)
+        random = (mix(keys[:, None] ^ draws[None, :]) % np.uint32(n_items)).astype(np.int32)
+        others = np.concatenate([student, random], axis=1)
+        top, taken = np.empty((len(users), config.top), dtype=np.int32), others < 0
+        for known, rows, part in self._parts(users, positions, size=256):
+            seen = seen_before(dataset, users[rows], positions[rows])
+            packer = self.teachers[0].packer(before=not known)
+            top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
+            keys_of_seen = seen[0] * n_items + seen[1]
+            taken[rows] |= np.isin(np.arange(len(rows))[:, None] * n_items + others[rows], keys_of_seen)
+        taken |= (others[:, :, None] == top[:, None, :]).any(2)
+        taken |= np.tril(others[:, :, None] == others[:, None, :], -1).any(2)
+        return np.concatenate([top, np.where(taken, -1, others)], axis=1)
+
+    def _logits(self, users: Ints, positions: Ints, candidates: Ints) -> npt.NDArray[np.float32]:
+        there = candidates >= 0
+        logits = np.zeros(candidates.shape, dtype=np.float32)
+        for known, rows, part in self._parts(users, positions, size=len(users)):
+            own = own_sequences(self.dataset, users[rows])
+            asked = np.maximum(candidates[rows], 0)
+            for teacher in self.teachers:
+                found = teacher.score(part, asked, own=own, before=not known, runtime=self.runtime)
+                one = len(self.teachers) == 1
+                logits[rows] += found if one else _standard(found, there[rows]) / len(self.teachers)
+        return logits
+
+    def _parts(
+        self, users: Ints, positions: Ints, *, size: int
+    ) -> Iterator[tuple[bool, npt.NDArray[np.int64], Sequences]]:
+        """The rows at the end of training and then those before it, some at a time, with their histories."""
+        at_end = positions == self.dataset.split.train_end[users]
+        for known in (True, False):
+            chosen = np.flatnonzero(at_end == known)
+            for start in range(0, len(chosen), size):
+                rows = chosen[start : start + size]
+                last = max(teacher.packer(before=not known).history for teacher in self.teachers)
+                yield known, rows, self.dataset.histories(users[rows], positions[rows], last=last)
+
+
+def _by_shards(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, runtime: Runtime) -> list[Path]:
+    """Score the shards that are not there yet, this process its share of them; all shards, in order."""
+    draft.scratch.mkdir(parents=True, exist_ok=True)
+    starts = np.arange(0, len(users), scorer.config.shard_rows)
+    shards = [draft.scratch / f"rows-{start:09d}.parquet" for start in starts]
+    mine = distributed.part_of(np.arange(len(starts)))
+    for number in runtime.track(mine, total=len(mine), label="score pairs", unit="shard"):
+        if not shards[number].is_file():
+            rows = slice(starts[number], starts[number] + scorer.config.shard_rows)
+            temporary = shards[number].with_suffix(".tmp")
+            pq.write_table(pa.Table.from_batches(scorer([_batch(users[rows], positions[rows])])), temporary)
+            temporary.replace(shards[number])
+    distributed.barrier()
+    return shards
+
+
+def _by_spark(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, runtime: Runtime) -> list[Path]:
+    """Score on Spark's workers, which open dataset and teachers by path; its files, in the order of the rows."""
+    config = scorer.config
+    paths = scorer.dataset.path, tuple(teacher.path for teacher in scorer.teachers)
+    on_worker = partial(_on_worker, *paths, config.model_dump_json(), replace(runtime, progress=False))
+    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(config.shard_rows)}
+    folder = draft.scratch / "scored"
+    with spark_session(
+        config.spark, draft.scratch / "spark", runtime, stage="score", otherwise="local", fixed=batches
+    ) as session:
+        rows: Any = session.createDataFrame(pa.Table.from_batches([_batch(users, positions)]))
+        columns = [schema.USER_IDX, schema.POSITION]
+        parts = max(-(-len(users) // config.shard_rows), 1)
+        rows = rows.repartitionByRange(parts, *columns).sortWithinPartitions(*columns)
+        scored = rows.mapInArrow(
+            on_worker, "user_idx int, position int, candidate array<int>, teacher_logit array<float>"
+        )
+        scored.write.mode("overwrite").parquet(str(folder))
+    return sorted(folder.glob("part-*.parquet"))
+
+
+@cache
+def _opened(dataset: Path, teachers: tuple[Path, ...], config: str, runtime: Runtime) -> RowScorer:
+    """Once for each Python process of a worker."""
+    opened = [Teacher.open(teacher) for teacher in teachers]
+    return RowScorer(Dataset.open(dataset), opened, ScoreConfig.model_validate_json(config), runtime)
+
+
+def _on_worker(
+    dataset: Path,
+    teachers: tuple[Path, ...],
+    config: str,
+    runtime: Runtime,
+    batches: Iterable[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    yield from _opened(dataset, teachers, config, runtime)(batches)
+
+
+def _batch(users: Ints, positions: Ints) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array(users, pa.int32()), pa.array(positions, pa.int32())], names=[schema.USER_IDX, schema.POSITION]
+    )
+
+
+def _lists_of(folder: Path) -> Path:
+    """The Parquet file of a recommendations artifact."""
+    file = folder if folder.is_file() else folder / "recommendations.parquet"
+    if not file.is_file():
+        raise InputError(
+            f"score.recommendations: there are no lists at {folder}",
+            expected="a folder that `recsys recommend` wrote",
+            do="correct the path, or leave out score.recommendations and score.student_top",
+        )
+    return file
+
+
+def _student_top(dataset: Dataset, config: ScoreConfig) -> Ints:
+    """[n_users, student_top] items, −1 where there are fewer; users and items that have gone are left out."""
+    found = np.full((dataset.n_users, config.student_top), -1, dtype=np.int32)
+    if config.recommendations is None:
+        return found
+    columns = [schema.USER_ID, schema.ITEM_ID, "rank"]
+    file = _lists_of(config.recommendations)
+    missing = set(columns) - set(pq.read_schema(file).names)
+    if missing:
+        raise InputError(
+            f"{file} has no column {', '.join(sorted(missing))}",
+            expected=f"the columns {', '.join(columns)}",
+            do="give a table as `recsys recommend` writes it",
+        )
+    lists = pq.read_table(file, columns=columns, filters=[("rank", "<=", config.student_top), ("rank", ">=", 1)])
+    user = pc.index_in(lists[schema.USER_ID], value_set=dataset.users[schema.USER_ID].combine_chunks())
+    item = pc.index_in(lists[schema.ITEM_ID], value_set=dataset.items[schema.ITEM_ID].combine_chunks())
+    known = pc.and_(pc.is_valid(user), pc.is_valid(item))
+    user, item, rank = (pc.filter(column, known).to_numpy() for column in (user, item, lists["rank"]))
+    found[user, rank - 1] = item
+    return found
 
 
 def _rows(dataset: Dataset, config: ScoreConfig, seed: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -113,70 +307,9 @@ def _rows(dataset: Dataset, config: ScoreConfig, seed: int) -> tuple[npt.NDArray
     return user[order], position[order]
 
 
-def _shard(
-    dataset: Dataset,
-    teachers: Sequence[Teacher],
-    config: ScoreConfig,
-    users: npt.NDArray[np.int32],
-    positions: npt.NDArray[np.int32],
-    runtime: Runtime,
-    start: int,
-) -> pa.Table:
-    at_end = positions == dataset.split.train_end[users]
-    # The same shard draws the same items whether or not the run was killed before it.
-    rng = np.random.default_rng([runtime.seed, 7, start])
-    random = rng.integers(0, dataset.n_items, (len(users), config.random), dtype=np.int32)
-    top, taken = np.empty((len(users), config.top), dtype=np.int32), np.empty(random.shape, dtype=np.bool_)
-    n_items = np.int64(dataset.n_items)
-    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=256):
-        seen = seen_before(dataset, users[rows], positions[rows])
-        packer = teachers[0].packer(before=not known)
-        top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
-        taken[rows] = np.isin(np.arange(len(rows))[:, None] * n_items + random[rows], seen[0] * n_items + seen[1])
-    taken |= (random[:, :, None] == top[:, None, :]).any(2)
-    taken |= np.tril(random[:, :, None] == random[:, None, :], -1).any(2)
-    candidates = np.concatenate([top, np.where(taken, -1, random)], axis=1)
-    there = candidates >= 0
-    logits = np.zeros(candidates.shape, dtype=np.float32)
-    for known, rows, part in _parts(dataset, teachers, users, positions, at_end, size=len(users)):
-        own = own_sequences(dataset, users[rows])
-        asked = np.maximum(candidates[rows], 0)
-        for teacher in teachers:
-            found = teacher.score(part, asked, own=own, before=not known, runtime=runtime)
-            logits[rows] += found if len(teachers) == 1 else _standard(found, there[rows]) / len(teachers)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), type=pa.int32())
-    return pa.table(
-        [
-            pa.array(users),
-            pa.array(positions),
-            pa.ListArray.from_arrays(offsets, pa.array(candidates[there])),
-            pa.ListArray.from_arrays(offsets, pa.array(logits[there])),
-        ],
-        schema=schema.SOFT_LABELS,
-    )
-
-
 def _standard(logits: npt.NDArray[np.float32], there: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """Each row with mean 0 and deviation 1 over the candidates that are there."""
     mean = logits.mean(axis=1, keepdims=True, where=there)
     deviation = logits.std(axis=1, keepdims=True, where=there)
     standard: npt.NDArray[np.float32] = (logits - mean) / np.maximum(deviation, 1e-6)
     return standard
-
-
-def _parts(
-    dataset: Dataset,
-    teachers: Sequence[Teacher],
-    users: npt.NDArray[np.int32],
-    positions: npt.NDArray[np.int32],
-    at_end: npt.NDArray[np.bool_],
-    *,
-    size: int,
-) -> Iterator[tuple[bool, npt.NDArray[np.int64], Sequences]]:
-    """The rows at the end of training and then those before it, some at a time, with their histories."""
-    for known in (True, False):
-        chosen = np.flatnonzero(at_end == known)
-        for start in range(0, len(chosen), size):
-            rows = chosen[start : start + size]
-            last = max(teacher.packer(before=not known).history for teacher in teachers)
-            yield known, rows, dataset.histories(users[rows], positions[rows], last=last)

@@ -9,13 +9,12 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recsys import schema
 from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
 from recsys.ingest.dataset import Sequences
+from recsys.sequence.features import category_codes, group_codes
 
 _ARRAYS: Final = ("text", "neighbours", "kernel", "groups", "log_price")
 
@@ -76,10 +75,8 @@ class WideEvidence:
         cooccurrence = Cooccurrence.fit(train, len(items))
         successors = Cooccurrence.fit(train, len(items), window=1, backward=0.0)
         price = items["price"].to_numpy().astype(np.float64)
-        categories = items["category"]
-        levels = pc.list_slice(pc.split_pattern(categories, schema.CATEGORY_SEPARATOR), 0, 2)
-        department = pc.binary_join(levels, schema.CATEGORY_SEPARATOR)
-        groups = np.stack([_codes(column) for column in (items["brand"], categories, department)], axis=1)
+        codes = [group_codes(items["brand"]), *(category_codes(items["category"], levels=n) for n in (None, 2))]
+        groups = np.stack(codes, axis=1).astype(np.int32)
         centred = text - text.mean(0)
         text = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
         catalogue = torch.from_numpy(text)
@@ -261,9 +258,3 @@ def _similarities(
         * np.maximum(target_count, 1)[:, None, :] ** counts.TARGET_EXPONENT
     )
     return similarity, target_count
-
-
-def _codes(column: pa.ChunkedArray) -> Ints:
-    """[n] a number for each distinct value, −1 for null."""
-    found: Ints = pc.fill_null(pc.index_in(column, value_set=pc.unique(column.drop_null())), -1).to_numpy()
-    return found.astype(np.int32)

@@ -127,6 +127,7 @@ def test_the_real_student_recommends_what_it_scores_highest(tmp_path: Path) -> N
     import torch
     from safetensors.torch import save_file
 
+    from recsys.sequence.features import ItemFeatures
     from recsys.sequence.towers import Towers
     from recsys.student.config import DistillConfig
     from recsys.student.model import Student
@@ -135,7 +136,8 @@ def test_the_real_student_recommends_what_it_scores_highest(tmp_path: Path) -> N
     histories = random_histories(rng, 50, 2000, 20)
     dataset = write_dataset(tmp_path / "dataset", histories, 2000)
     torch.manual_seed(0)
-    model = Towers(config, torch.randn(2000, 24), torch.rand(2000) < 0.9, n_event_types=4).eval()
+    features = ItemFeatures(rng.normal(size=(2000, 24)).astype(np.float32))
+    model = Towers(config, features, torch.rand(2000) < 0.9, n_event_types=4).eval()
     with Recipe("student", config, {"dataset": dataset.fingerprint}, 0, ()).build(tmp_path / "student") as draft:
         with torch.inference_mode():
             np.save(draft.path / "item_vectors.npy", model.items().numpy())

@@ -65,3 +65,44 @@ def test_sampled_softmax_estimates_the_full_one() -> None:
         estimates.append(sampled_softmax(queries, items[targets], targets, items[drawn], drawn, n_items=n_items))
     exact = full_softmax(queries, items, targets)
     assert float(torch.stack(estimates).mean()) == pytest.approx(float(exact), rel=0.03)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 1000))
+def test_positions_count_as_much_as_they_weigh(n: int, block: int, seed: int) -> None:
+    n_items = 20
+    queries, items = draw(seed, n, 8), draw(seed + 1, n_items, 8)
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(n_items, (n,), generator=generator)
+    weights = torch.rand(n, generator=generator)
+    everything = torch.arange(n_items)
+    each = torch.nn.functional.cross_entropy(queries @ items.T, targets, reduction="none")
+    expected = (each * weights).sum() / weights.sum()
+    results = []
+    for loss in (
+        lambda q, v: full_softmax(q, v, targets, weights=weights, block=block),
+        lambda q, v: (
+            (torch.nn.functional.cross_entropy(q @ v.T, targets, reduction="none") * weights).sum() / weights.sum()
+        ),
+    ):
+        q, v = queries.clone().requires_grad_(), items.clone().requires_grad_()
+        value = loss(q, v)
+        value.backward()
+        results.append((value.detach(), q.grad, v.grad))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    # Everything sampled, block by block: what is drawn stands for n_items − 1 items, and the target is left out.
+    whole, blocks = (
+        sampled_softmax(
+            queries, items[targets], targets, items, everything, n_items=n_items, weights=weights, block=size
+        )
+        for size in (1000, block)
+    )
+    torch.testing.assert_close(blocks, whole)
+    correction = torch.log(torch.tensor((n_items - 1) / n_items))
+    shifted = (queries @ items.T) + correction
+    positive = (queries * items[targets]).sum(1)
+    shifted[torch.arange(n), targets] = positive
+    plain = torch.nn.functional.cross_entropy(shifted, targets, reduction="none")
+    torch.testing.assert_close(whole, (plain * weights).sum() / weights.sum(), rtol=1e-4, atol=1e-5)
+    assert expected.isfinite()

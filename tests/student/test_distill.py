@@ -51,7 +51,7 @@ def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: 
     soft = Soft.find(labels(tmp_path, rows), train, windows, DistillConfig())
     met = set()
     for batch in np.array_split(np.arange(len(windows.user)), 3):
-        items = collate(train, windows, batch)[0]
+        items = collate(train, windows, batch).items
         width = items.shape[1] + 1
         place, candidate, _ = soft.of(batch, width)
         for where, (user, position) in zip(place.tolist(), candidate.tolist(), strict=True):
@@ -103,16 +103,19 @@ def test_only_the_last_events_are_read_and_none_is_needed(finished: Run) -> None
     assert np.isfinite(student.user_vectors(history(n))).all()
 
 
-def test_an_item_nobody_has_touched_lives_by_its_text_alone(finished: Run) -> None:
+def test_an_item_nobody_has_touched_lives_by_what_the_catalogue_knows_of_it(finished: Run) -> None:
     from safetensors.numpy import load_file
 
+    from recsys.sequence.features import item_features
     from recsys.text import TextVectors
 
     weights = load_file(finished.student.path / "weights.safetensors")
     text = TextVectors.open(finished.config.run_dir / "text_vectors").vectors
-    centred = text - text.mean(0)
-    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    projected = centred @ weights["items.project.weight"].T + weights["items.project.bias"]
+    features = item_features(finished.dataset.items, text, finished.student.config)
+    projected = features.text @ weights["items.project.weight"].T + weights["items.project.bias"]
+    assert list(features.groups) == ["brand", "category", "department", "price"]
+    for place, codes in enumerate(features.groups.values()):
+        projected += weights[f"items.groups.{place}.weight"][codes]
     cold = np.bincount(finished.dataset.train.item_idx, minlength=finished.dataset.n_items) == 0
     assert cold.any()
     np.testing.assert_allclose(finished.student.item_vectors[cold], projected[cold], atol=1e-4)

@@ -12,6 +12,7 @@ from recsys.api import Run
 from recsys.artifacts import hash_file
 from recsys.ingest.dataset import Sequences
 from recsys.runtime import Runtime
+from recsys.sequence.features import ItemFeatures
 from recsys.sequence.train import train_towers
 from recsys.teacher.behaviour import Behaviour, BehaviourTowers, train_behaviour, without_last
 from recsys.teacher.config import BehaviourConfig
@@ -73,10 +74,10 @@ def test_the_towers_that_the_teacher_learns_on_do_not_know_what_it_is_asked(
     def towers(sequences: Sequences, folder: Path) -> dict[str, torch.Tensor]:
         return train_towers(
             without_last(sequences, 1),
-            None,
+            ItemFeatures(),
             CONFIG,
             n_items=finished.dataset.n_items,
-            n_event_types=3,
+            event_types=finished.dataset.event_types,
             validation=None,
             scratch=folder,
             tensorboard=folder / "log",

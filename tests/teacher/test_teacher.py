@@ -163,7 +163,7 @@ def test_an_ensemble_s_labels_are_the_mean_of_standardised_logits(
 
 def test_more_positions_than_were_held_out_are_refused(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
     config = tiny.score.model_copy(update={"positions_per_user": 3})
-    with pytest.raises(InputError, match=r"teach\.held_out = 1"):
+    with pytest.raises(InputError, match=r"teach\.behaviour\.held_out = 1"):
         score(finished.dataset, finished.teacher, config, tmp_path / "soft_labels")
     two = tiny.score.model_copy(update={"positions_per_user": 2})
     labels = score(finished.dataset, finished.teacher, two, tmp_path / "soft_labels", runtime=tiny.runtime())
