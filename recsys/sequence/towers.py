@@ -91,7 +91,7 @@ class UserTower(nn.Module):
         dim, dropout = config.dim, config.dropout
         self.start = nn.Parameter(torch.zeros(dim))
         self.place = nn.Embedding(config.max_history + 1, dim)
-        # The last place that a training sequence reached: what stands behind it is told of that place, not of chance.
+        # The last place that training asked about: what stands behind it is read as that place, not as chance has it.
         self.longest = nn.Buffer(torch.tensor(config.max_history))
         self.event_type = nn.Embedding(n_event_types, dim)
         self.gap = nn.Embedding(GAPS, dim) if config.time_gaps else None

@@ -59,7 +59,13 @@ class SoftLoss(Protocol):
     """What a stage adds to the loss on the log."""
 
     def __call__(
-        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: ItemVectors, width: int
+        self,
+        windows: npt.NDArray[np.int64],
+        users: torch.Tensor,
+        items: ItemVectors,
+        width: int,
+        *,
+        progress: float,
     ) -> tuple[torch.Tensor, float]:
         """The part of one step.
 
@@ -68,6 +74,7 @@ class SoftLoss(Protocol):
             users: [b · width, d] float32, the vector after each prefix of each window.
             items: indexed by item_idx: all item vectors, or at least those of `candidates` and of item 0.
             width: vectors of a window.
+            progress: the share of training that is done, from 0 to 1.
 
         Returns:
             What is added to the loss, a mean over rows of soft labels, and what is logged of it.
@@ -192,7 +199,9 @@ def train_towers(
 
     seed_everything(runtime.seed)
     model = Towers(config, features, torch.from_numpy(known), n_event_types=len(event_types)).to(device)
-    model.user.longest.fill_(int(windows.count.max()))
+    # A sequence's own end is asked for nothing.
+    at_end = windows.begin + windows.count == train.offsets[windows.user + 1]
+    model.user.longest.fill_(max(int((windows.count - at_end).max()), 0))
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     steps_per_epoch = len(batches(windows, config.batch_positions, np.random.default_rng(0)))
     total = steps_per_epoch * config.epochs
@@ -254,7 +263,8 @@ def train_towers(
                 )
             more, soft, n_soft = users.new_zeros(()), 0.0, 0
             if soft_loss is not None:
-                more, soft = soft_loss(mine, users, vectors, asked.items.shape[1] + 1)
+                done = (epoch * steps_per_epoch + step) / total
+                more, soft = soft_loss(mine, users, vectors, asked.items.shape[1] + 1, progress=done)
                 n_soft = soft_loss.rows(mine)
             # Means over what this process has, weighted to be means over what all have.
             n_hard = float(weights.sum())
@@ -280,7 +290,8 @@ def train_towers(
         mean = sums / len(steps)
         history.append({"epoch": epoch + 1, "hard": mean[0], "soft": mean[1], "valid_ndcg_at_10": value})
         _log(writer, label, history[-1])
-        if value > best_value or np.isnan(value):  # without validation users the last epoch is kept
+        # Of equal values the later one, which has seen more; without validation users the last epoch.
+        if value >= best_value or np.isnan(value):
             best, best_epoch = copy.deepcopy(model.state_dict()), epoch
             best_value = max(best_value, value)
         save_checkpoint(

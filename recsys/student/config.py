@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.sequence.config import TowersConfig
+
+LossName = Literal[
+    "listwise_kl",
+    "hard_targets",
+    "margin_mse",
+    "pointwise_mse",
+    "pairwise_ranking",
+    "contrastive",
+    "feature_matching",
+]
+
+
+class LossConfig(BaseModel):
+    """How much one of the losses on the teacher's soft labels counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(0.5, ge=0, description="beside the loss on the log, which counts 1")
+    final_weight: float | None = Field(
+        None,
+        ge=0,
+        description="weight at the end of training, reached in a straight line; by default it does not change",
+    )
+    temperature: float = Field(1.0, gt=0, description="what logits are divided by; see the loss")
+
+    def at(self, progress: float) -> float:
+        """The weight when a share of training is done."""
+        end = self.weight if self.final_weight is None else self.final_weight
+        return self.weight + (end - self.weight) * progress
+
+
+def _default_losses() -> dict[LossName, LossConfig]:
+    return {"listwise_kl": LossConfig()}
 
 
 class DistillConfig(TowersConfig):
     """How the student is built and trained."""
 
-    soft_weight: float = Field(0.5, ge=0, description="weight of the teacher's soft labels beside the hard labels")
-    temperature: float = Field(1.0, gt=0, description="temperature of the soft labels' softmax")
+    losses: dict[LossName, LossConfig] = Field(
+        default_factory=_default_losses,
+        description="losses on the soft labels, added up; none: the log alone",
+    )
+    confidence: bool = Field(
+        False, description="whether a row of soft labels counts the more, the surer the teacher is of it"
+    )

@@ -19,7 +19,10 @@ from recsys.sequence.features import item_features
 from recsys.sequence.train import ItemVectors, Validation, train_towers
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
-from recsys.student.losses.listwise_kl import listwise_kl
+from recsys.student.losses.all import LOSSES
+from recsys.student.losses.confidence import confidence
+from recsys.student.losses.feature_matching import feature_matching
+from recsys.student.losses.listwise_kl import standardize
 from recsys.student.model import Student
 from recsys.text import TextVectorsConfig, text_vectors
 
@@ -89,24 +92,38 @@ class Soft:
         place: [n] which of the window's user vectors is asked.
         candidate: [n, C] int32, −1 for padding.
         logit: [n, C] float32.
-        weight: of their loss.
-        temperature: of their softmax.
+        config: which losses.
+        text: [n_items, width] float32, sentence vectors, for the loss that compares texts.
     """
 
     offsets: npt.NDArray[np.int64]
     place: npt.NDArray[np.int64]
     candidate: npt.NDArray[np.int32]
     logit: npt.NDArray[np.float32]
-    weight: float
-    temperature: float
+    config: DistillConfig
+    text: npt.NDArray[np.float32] | None = None
 
     @classmethod
-    def find(cls, soft_labels: SoftLabels, train: Sequences, windows: Windows, config: DistillConfig) -> Soft:
-        """Sort them.
+    def find(
+        cls,
+        soft_labels: SoftLabels,
+        train: Sequences,
+        windows: Windows,
+        config: DistillConfig,
+        text: npt.NDArray[np.float32] | None = None,
+    ) -> Soft:
+        """Sort them. Rows of one candidate, or of candidates that the teacher does not tell apart, teach nothing.
 
         Raises:
-            InputError: they stand at positions that the training part does not have.
+            InputError: they stand at positions that the training part does not have, no row tells two candidates
+                apart, or nothing but one candidate would be left of a row at a loss's temperature.
         """
+        if "feature_matching" in config.losses and text is None:
+            raise InputError(
+                "distill.losses.feature_matching compares texts, and distill.use_text is false",
+                expected="use_text = true",
+                do="leave the loss out, or let the student read texts",
+            )
         user, position, candidate, logit = soft_labels.padded()
         usable = (user < len(train)) & (position <= train.lengths[np.minimum(user, len(train) - 1)])
         if not usable.all():
@@ -115,6 +132,8 @@ class Soft:
                 expected="soft labels scored on this dataset",
                 do="score again: `recsys run --from score`",
             )
+        telling = _telling(candidate, logit, config)
+        user, position, candidate, logit = user[telling], position[telling], candidate[telling], logit[telling]
         # The window is the last one of the user whose trained places begin at or before the position.
         start = windows.begin - train.offsets[windows.user] + windows.first
         span = int(train.lengths.max(initial=0)) + 1
@@ -124,9 +143,7 @@ class Soft:
         window = window[order]
         offsets = np.searchsorted(window, np.arange(len(windows.user) + 1))
         place = position[order] - (windows.begin - train.offsets[windows.user])[window]
-        return cls(
-            offsets, place.astype(np.int64), candidate[order], logit[order], config.soft_weight, config.temperature
-        )
+        return cls(offsets, place.astype(np.int64), candidate[order], logit[order], config, text)
 
     def of(
         self, windows: npt.NDArray[np.int64], width: int
@@ -146,15 +163,61 @@ class Soft:
         return self.of(windows, 0)[1]
 
     def __call__(
-        self, windows: npt.NDArray[np.int64], users: torch.Tensor, items: ItemVectors, width: int
+        self,
+        windows: npt.NDArray[np.int64],
+        users: torch.Tensor,
+        items: ItemVectors,
+        width: int,
+        *,
+        progress: float,
     ) -> tuple[torch.Tensor, float]:
-        """The weighted listwise KL of a step, and the KL itself; see `recsys.sequence.train.SoftLoss`."""
+        """The weighted sum of the losses on a step's rows; see `recsys.sequence.train.SoftLoss`."""
         place, candidate, logit = (torch.from_numpy(part).to(users.device) for part in self.of(windows, width))
         if not len(place):
             return users.new_zeros(()), 0.0
-        scores = torch.einsum("nd,ncd->nc", users[place], items[candidate.long().clamp(min=0)])
-        kl = listwise_kl(scores, logit, candidate >= 0, temperature=self.temperature)
-        return self.weight * kl, float(kl.detach())
+        mask, vectors = candidate >= 0, items[candidate.long().clamp(min=0)]
+        scores = torch.einsum("nd,ncd->nc", users[place], vectors)
+        rows = scores.new_zeros(len(place))
+        for name, loss in self.config.losses.items():
+            if name == "feature_matching":
+                assert self.text is not None
+                text = torch.from_numpy(self.text[np.maximum(candidate.cpu().numpy(), 0)]).to(users.device)
+                value = feature_matching(vectors, text, mask)
+            else:
+                value = LOSSES[name](scores, logit, mask, temperature=loss.temperature)
+            rows = rows + loss.at(progress) * value
+        if self.config.confidence:
+            sure = confidence(logit, mask)
+            rows = rows * sure / sure.mean().clamp(min=1e-6)
+        total = rows.mean()
+        return total, float(total.detach())
+
+
+def _telling(
+    candidate: npt.NDArray[np.int32], logit: npt.NDArray[np.float32], config: DistillConfig
+) -> npt.NDArray[np.bool_]:
+    """[n] whether a row tells candidates apart."""
+    there = torch.from_numpy(candidate >= 0)
+    z = standardize(torch.from_numpy(logit), there)
+    telling = z.abs().amax(1) > 0.5 if len(z) else torch.zeros(0, dtype=torch.bool)
+    if len(z) and not telling.any():
+        raise InputError(
+            f"in all {len(z):,} rows of soft labels the teacher gives every candidate the same logit",
+            expected="logits that tell candidates apart",
+            do="teach again with a lower teach.lr, or score more candidates, then `recsys run --from score`",
+        )
+    z, there = z[telling], there[telling]
+    if (loss := config.losses.get("listwise_kl")) and len(z):
+        largest = (z / loss.temperature).masked_fill(~there, -1e9).softmax(1).amax(1)
+        alone = float((largest > 1 - 1e-6).double().mean())
+        if alone > 0.99:
+            raise InputError(
+                f"at distill.losses.listwise_kl.temperature = {loss.temperature:g} the others of a row underflow: "
+                f"in {alone:.1%} of the rows one candidate has all weight",
+                expected="soft targets",
+                do="raise the temperature, or take the loss hard_targets, which means just that",
+            )
+    return telling.numpy()
 
 
 def _train(
@@ -167,8 +230,8 @@ def _train(
 ) -> None:
     train = dataset.train
     soft = None
-    if soft_labels is not None and config.soft_weight and len(train.item_idx):
-        soft = Soft.find(soft_labels, train, sliding_windows(train, config.max_history), config)
+    if soft_labels is not None and config.losses and len(train.item_idx):
+        soft = Soft.find(soft_labels, train, sliding_windows(train, config.max_history), config, text)
     trained = train_towers(
         train,
         item_features(dataset.items, text, config),

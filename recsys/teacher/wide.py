@@ -53,6 +53,7 @@ class WideEvidence:
     TEXT_DECAY: ClassVar[float] = 0.7
     HISTORY: ClassVar[int] = 20  # most recent events looked at
     NEIGHBOURS: ClassVar[int] = 100  # most similar texts that an item retrieves
+    NEW: ClassVar[float] = 0.1  # share of what is retrieved that is kept for items without an event
 
     cooccurrence: Cooccurrence
     similarities: Floats  # [n_pairs], Cooccurrence.similarities()
@@ -179,7 +180,8 @@ class WideEvidence:
     ) -> Ints:
         """The k items that the evidence, weighted by `PRIOR`, puts first among those not seen.
 
-        What has no weight there is not asked.
+        What has no weight there is not asked. A `NEW` share of them is kept for items without an event, the most
+        similar texts first: whatever counts say speaks against these, and the teacher could never choose one.
 
         Args:
             history: [n, H] as in `features`.
@@ -189,7 +191,7 @@ class WideEvidence:
             more: [n, n_items] what is added to the sum, such as `Behaviour.log_probabilities`.
 
         Returns:
-            [n, k] int32, best first; −1 where fewer than k unseen items exist.
+            [n, k] int32, best first, and then new ones; −1 where fewer than k unseen items exist.
         """
         counts, n, n_items = self.cooccurrence, len(history), self.cooccurrence.n_items
         rows, column = np.nonzero(history >= 0)
@@ -232,7 +234,15 @@ class WideEvidence:
         if more is not None:
             score += torch.from_numpy(more)
         score[seen] = -np.inf
-        values, best = score.topk(min(k, n_items), dim=1)
+        kept = min(int(k * self.NEW), n_items)
+        values, best = score.topk(min(k, n_items) - kept, dim=1)
+        if kept:
+            similar = torch.from_numpy(text).float().view(n, n_items)
+            new = (torch.from_numpy(popularity == 0) & (similar > 0)).logical_and_(score > -np.inf)
+            # Above all others; where there are too few of them, the next best follow.
+            score = torch.where(new, similar.log().add(1e3), score).scatter_(1, best, -np.inf)
+            more_values, more_best = score.topk(kept, dim=1)
+            values, best = torch.cat([values, more_values], 1), torch.cat([best, more_best], 1)
         found = np.full((n, k), -1, dtype=np.int32)
         found[:, : best.shape[1]] = np.where(np.isfinite(values.numpy()), best.numpy(), -1)
         return found

@@ -16,7 +16,7 @@ def standardize(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def listwise_kl(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Mean over rows of T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), z the logits standardised per row.
+    """T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), z the logits standardised per row.
 
     Standardising both sides (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024) asks the
     student for the teacher's order and spacing, not for its scale, which the hard labels decide. T² keeps the
@@ -29,10 +29,10 @@ def listwise_kl(
         temperature: T > 0; larger spreads the teacher's weight over more candidates.
 
     Returns:
-        A scalar ≥ 0.
+        [n] ≥ 0.
     """
     hidden = ~mask
     target = log_softmax((standardize(teacher, mask) / temperature).masked_fill(hidden, -1e9), 1)
     output = log_softmax((standardize(student, mask) / temperature).masked_fill(hidden, -1e9), 1)
     divergence = (target.exp() * (target - output)).masked_fill(hidden, 0).sum(1)
-    return temperature**2 * divergence.mean()
+    return temperature**2 * divergence
