@@ -136,8 +136,8 @@ def test_a_killed_training_ends_as_an_undisturbed_one(finished: Run, tiny: Pipel
         assert hash_file(resumed.path / name) == hash_file(finished.student.path / name)
 
 
-# Ids alone know nothing of a place in the history that no training sequence reached, as the last one here: it is read as
-# the last one that is known.
+# Ids alone know nothing of a place in the history that no training sequence reached, as the last one here: it is read
+# as the last one that is known.
 @pytest.mark.parametrize("use_text", [True, False])
 def test_the_student_learns_a_plain_sequence(use_text: bool, tmp_path: Path) -> None:
     """In a shop where item i is followed by item i + 1, the student says so."""
