@@ -151,6 +151,7 @@ TITLE: Final = 90  # characters of an item's title
 LABEL: Final = 22  # characters that fit beside a plot on a phone
 SHOWN_TARGETS: Final = 10
 SHOWN_REASONS: Final = 4  # of each kind
+LEAST_REASON: Final = 0.005  # what would be shown as nothing is not shown
 
 
 @dataclass(frozen=True)
@@ -641,11 +642,15 @@ def _why(why: Why) -> str:
         f"<div><h4>{what}</h4><ul>{''.join(f'<li>{_minus(added)} {escape(_cut(text))}</li>' for text, added in chosen)}"
         "</ul></div>"
         for what, reasons in parts
-        if (chosen := sorted(reasons, key=lambda reason: -abs(reason[1]))[:SHOWN_REASONS])
+        if (chosen := sorted((each for each in reasons if abs(each[1]) >= LEAST_REASON), key=_size)[:SHOWN_REASONS])
     )
     return f"""<p>Why the teacher put <b>{escape(_cut(why.item.title))}</b> first: how its score would change</p>
 <div class="lists">{told}</div>
 """
+
+
+def _size(reason: tuple[str, float]) -> float:
+    return -abs(reason[1])
 
 
 def _minus(added: float) -> str:

@@ -490,7 +490,7 @@ def test_the_teacher_s_first_item_is_explained(shop: Dataset, good: Towers, tmp_
     def explain(history: Sequences, candidates: np.ndarray) -> list[Told]:
         asked.append((history.item_idx.tolist(), candidates.tolist()))
         last = int(history.item_idx[-1])
-        return [Told([(last, 0.5), (last, -0.25)], [("<b>odd</b>", 1.0), ("word", -2.0)]) for _ in candidates]
+        return [Told([(last, 0.5), (last, -0.25)], [("<b>odd</b>", 1.0), ("word", -2.0), ("nothing", 0.001)]) for _ in candidates]
 
     report = evaluate(shop, good, Pairs(good), CONFIG, tmp_path / "report", explain=explain, runtime=QUIET)
     for example, (history, candidates) in zip(report.examples, asked, strict=True):
@@ -504,6 +504,7 @@ def test_the_teacher_s_first_item_is_explained(shop: Dataset, good: Towers, tmp_
     assert "−1.00</span> &lt;b&gt;odd&lt;/b&gt;" in page  # escaped, and what the score would lose
     assert "<b>odd</b>" not in page
     assert "+2.00</span> word" in page
+    assert "</span> nothing" not in page
 
 
 def test_the_next_item_alone_can_be_asked(write_dataset: WriteDataset, good: Towers, tmp_path: Path) -> None:
