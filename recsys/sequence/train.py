@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -155,6 +155,7 @@ def train_towers(
     label: str,
     soft_loss: SoftLoss | None = None,
     epochs: int | None = None,
+    start: Callable[[Towers], None] | None = None,
 ) -> Trained:
     """Train on the next items of all positions; a killed run resumes at the last finished epoch, to the bit.
 
@@ -174,6 +175,7 @@ def train_towers(
         label: of progress bars, curves and messages.
         soft_loss: what is added to the loss on the log.
         epochs: end after so many, in the schedule of all of `config.epochs`.
+        start: changes the fresh weights.
 
     Raises:
         InputError: there is nothing to train on, or an event type that is weighted does not exist.
@@ -199,6 +201,9 @@ def train_towers(
 
     seed_everything(runtime.seed)
     model = Towers(config, features, torch.from_numpy(known), n_event_types=len(event_types)).to(device)
+    if start is not None:
+        with torch.no_grad():
+            start(model)
     # A sequence's own end is asked for nothing.
     at_end = windows.begin + windows.count == train.offsets[windows.user + 1]
     model.user.longest.fill_(max(int((windows.count - at_end).max()), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +49,10 @@ class DistillConfig(TowersConfig):
     losses: dict[LossName, LossConfig] = Field(
         default_factory=_default_losses,
         description="losses on the soft labels, added up; none: the log alone",
+    )
+    warm_start: Path | None = Field(
+        None,
+        description="folder of an earlier student, such as yesterday's runs/x/student, whose weights are the start",
     )
     confidence: bool = Field(
         False, description="whether a row of soft labels counts the more, the surer the teacher is of it"

@@ -15,7 +15,8 @@ from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
-from recsys.sequence.features import item_features
+from recsys.sequence.features import ItemFeatures, item_features
+from recsys.sequence.towers import Towers
 from recsys.sequence.train import ItemVectors, Validation, train_towers
 from recsys.soft_labels import SoftLabels
 from recsys.student.config import DistillConfig
@@ -24,6 +25,7 @@ from recsys.student.losses.confidence import confidence
 from recsys.student.losses.feature_matching import feature_matching
 from recsys.student.losses.listwise_kl import standardize
 from recsys.student.model import Student
+from recsys.student.warm_start import save_items, warm_start
 from recsys.text import TextVectorsConfig, text_vectors
 
 
@@ -57,6 +59,9 @@ def distill(
     inputs = {"dataset": dataset.fingerprint}
     if soft_labels is not None:
         inputs["soft_labels"] = soft_labels.fingerprint
+    earlier = None if config.warm_start is None else Student.open(config.warm_start)
+    if earlier is not None:
+        inputs["warm_start"] = earlier.fingerprint
     recipe = Recipe(
         kind=Student.kind,
         config=config,
@@ -79,7 +84,7 @@ def distill(
             encoder = TextVectorsConfig(encoder=config.encoder)
             text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
         with recipe.build(out) as draft:
-            _train(dataset, soft_labels, text, config, draft, runtime)
+            _train(dataset, soft_labels, text, earlier, config, draft, runtime)
     return Student.open(out)
 
 
@@ -224,6 +229,7 @@ def _train(
     dataset: Dataset,
     soft_labels: SoftLabels | None,
     text: npt.NDArray[np.float32] | None,
+    earlier: Student | None,
     config: DistillConfig,
     draft: Draft,
     runtime: Runtime,
@@ -232,9 +238,11 @@ def _train(
     soft = None
     if soft_labels is not None and config.losses and len(train.item_idx):
         soft = Soft.find(soft_labels, train, sliding_windows(train, config.max_history), config, text)
+    features = item_features(dataset.items, text, config)
+    save_items(dataset, features, draft.path)
     trained = train_towers(
         train,
-        item_features(dataset.items, text, config),
+        features,
         config,
         n_items=dataset.n_items,
         event_types=dataset.event_types,
@@ -244,6 +252,7 @@ def _train(
         runtime=runtime,
         label="distill",
         soft_loss=soft,
+        start=None if earlier is None else lambda model: _start(model, features, dataset, earlier, draft),
     )
     with torch.inference_mode():
         np.save(draft.path / "item_vectors.npy", trained.model.items().cpu().numpy())
@@ -263,3 +272,7 @@ def _train(
         valid_ndcg_at_10=trained.best_value,
         history=trained.history,
     )
+
+
+def _start(model: Towers, features: ItemFeatures, dataset: Dataset, earlier: Student, draft: Draft) -> None:
+    draft.counts["items_known_before"] = warm_start(model, features, dataset, earlier)

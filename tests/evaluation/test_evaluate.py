@@ -490,7 +490,10 @@ def test_the_teacher_s_first_item_is_explained(shop: Dataset, good: Towers, tmp_
     def explain(history: Sequences, candidates: np.ndarray) -> list[Told]:
         asked.append((history.item_idx.tolist(), candidates.tolist()))
         last = int(history.item_idx[-1])
-        return [Told([(last, 0.5), (last, -0.25)], [("<b>odd</b>", 1.0), ("word", -2.0), ("nothing", 0.001)]) for _ in candidates]
+        return [
+            Told([(last, 0.5), (last, -0.25)], [("<b>odd</b>", 1.0), ("word", -2.0), ("nothing", 0.001)])
+            for _ in candidates
+        ]
 
     report = evaluate(shop, good, Pairs(good), CONFIG, tmp_path / "report", explain=explain, runtime=QUIET)
     for example, (history, candidates) in zip(report.examples, asked, strict=True):
