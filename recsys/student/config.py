@@ -50,6 +50,9 @@ class DistillConfig(TowersConfig):
         default_factory=_default_losses,
         description="losses on the soft labels, added up; none: the log alone",
     )
+    earlier_soft_labels: tuple[Path, ...] = Field(
+        (), description="folders of soft labels of earlier nights, the latest first; a newer word on a position counts"
+    )
     warm_start: Path | None = Field(
         None,
         description="folder of an earlier student, such as yesterday's runs/x/student, whose weights are the start",

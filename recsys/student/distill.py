@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from recsys.runtime import Runtime
 from recsys.sequence.features import ItemFeatures, item_features
 from recsys.sequence.towers import Towers
 from recsys.sequence.train import ItemVectors, Validation, train_towers
-from recsys.soft_labels import SoftLabels
+from recsys.soft_labels import Rows, SoftLabels, joined
 from recsys.student.config import DistillConfig
 from recsys.student.losses.all import LOSSES
 from recsys.student.losses.confidence import confidence
@@ -59,6 +60,8 @@ def distill(
     inputs = {"dataset": dataset.fingerprint}
     if soft_labels is not None:
         inputs["soft_labels"] = soft_labels.fingerprint
+    tables = [] if soft_labels is None else [soft_labels, *map(SoftLabels.open, config.earlier_soft_labels)]
+    inputs |= {f"soft_labels_{number}": each.fingerprint for number, each in enumerate(tables[1:], start=2)}
     earlier = None if config.warm_start is None else Student.open(config.warm_start)
     if earlier is not None:
         inputs["warm_start"] = earlier.fingerprint
@@ -84,7 +87,7 @@ def distill(
             encoder = TextVectorsConfig(encoder=config.encoder)
             text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
         with recipe.build(out) as draft:
-            _train(dataset, soft_labels, text, earlier, config, draft, runtime)
+            _train(dataset, tables, text, earlier, config, draft, runtime)
     return Student.open(out)
 
 
@@ -111,7 +114,7 @@ class Soft:
     @classmethod
     def find(
         cls,
-        soft_labels: SoftLabels,
+        rows: Rows,
         train: Sequences,
         windows: Windows,
         config: DistillConfig,
@@ -129,7 +132,7 @@ class Soft:
                 expected="use_text = true",
                 do="leave the loss out, or let the student read texts",
             )
-        user, position, candidate, logit = soft_labels.padded()
+        user, position, candidate, logit = rows
         usable = (user < len(train)) & (position <= train.lengths[np.minimum(user, len(train) - 1)])
         if not usable.all():
             raise InputError(
@@ -227,7 +230,7 @@ def _telling(
 
 def _train(
     dataset: Dataset,
-    soft_labels: SoftLabels | None,
+    soft_labels: Sequence[SoftLabels],
     text: npt.NDArray[np.float32] | None,
     earlier: Student | None,
     config: DistillConfig,
@@ -236,8 +239,8 @@ def _train(
 ) -> None:
     train = dataset.train
     soft = None
-    if soft_labels is not None and config.losses and len(train.item_idx):
-        soft = Soft.find(soft_labels, train, sliding_windows(train, config.max_history), config, text)
+    if soft_labels and config.losses and len(train.item_idx):
+        soft = Soft.find(joined(soft_labels, dataset), train, sliding_windows(train, config.max_history), config, text)
     features = item_features(dataset.items, text, config)
     save_items(dataset, features, draft.path)
     trained = train_towers(

@@ -20,7 +20,7 @@ from recsys.errors import InputError
 from recsys.hashing import mix, seeded_keys
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
-from recsys.soft_labels import FILE, SoftLabels
+from recsys.soft_labels import FILE, SoftLabels, save_ids
 from recsys.spark import spark_session
 from recsys.teacher.config import ScoreConfig
 from recsys.teacher.examples import own_sequences, seen_before
@@ -103,6 +103,7 @@ def score(
                 for part in parts if not distributed.rank() else []:
                     for batch in pq.ParquetFile(part).iter_batches():
                         writer.write_batch(batch.cast(schema.SOFT_LABELS))
+            save_ids(dataset, draft.path)
             draft.counts.update(
                 rows=len(users),
                 users=len(np.unique(users)),

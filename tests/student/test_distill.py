@@ -51,7 +51,7 @@ def test_soft_labels_meet_the_state_that_knows_the_events_before_them(tmp_path: 
     train = numbered(lengths)
     windows = sliding_windows(train, max_history)
     rows = [(u, p, [u, p], [0.0, 1.0]) for u, length in enumerate(lengths) for p in range(1, length + 1)]
-    soft = Soft.find(labels(tmp_path, rows), train, windows, DistillConfig())
+    soft = Soft.find(labels(tmp_path, rows).padded(), train, windows, DistillConfig())
     met = set()
     for batch in np.array_split(np.arange(len(windows.user)), 3):
         items = collate(train, windows, batch).items
@@ -68,7 +68,7 @@ def test_soft_labels_of_another_dataset_are_refused(tmp_path: Path) -> None:
     train = numbered([3, 3])
     with pytest.raises(InputError, match="1 soft labels stand at users or positions"):
         bad = labels(tmp_path, [(0, 2, [1], [0.5]), (1, 4, [1], [0.5])])
-        Soft.find(bad, train, sliding_windows(train, 4), DistillConfig())
+        Soft.find(bad.padded(), train, sliding_windows(train, 4), DistillConfig())
 
 
 def test_soft_labels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -182,7 +182,9 @@ def test_opening_something_else_says_so(finished: Run) -> None:
 
 def plain_soft(rows: list[tuple[int, int, list[int], list[float]]], folder: Path, **config: Any) -> Soft:
     train = numbered([3, 3])
-    return Soft.find(labels(folder, rows), train, sliding_windows(train, 4), DistillConfig.model_validate(config))
+    return Soft.find(
+        labels(folder, rows).padded(), train, sliding_windows(train, 4), DistillConfig.model_validate(config)
+    )
 
 
 def test_losses_are_added_up_by_weight_and_schedule(tmp_path: Path) -> None:
