@@ -23,7 +23,7 @@ LossName = Literal[
 class LossConfig(BaseModel):
     """How much one of the losses on the teacher's soft labels counts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     weight: float = Field(0.5, ge=0, description="beside the loss on the log, which counts 1")
     final_weight: float | None = Field(
@@ -48,7 +48,8 @@ class DistillConfig(TowersConfig):
 
     losses: dict[LossName, LossConfig] = Field(
         default_factory=_default_losses,
-        description="losses on the soft labels, added up; none: the log alone",
+        description="losses on the soft labels, added up; those that are named take the default's place; "
+        "none: the log alone",
     )
     earlier_soft_labels: tuple[Path, ...] = Field(
         (), description="folders of soft labels of earlier nights, the latest first; a newer word on a position counts"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
+from recsys import distributed
 from recsys.artifacts import Draft, Recipe
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
@@ -181,9 +182,15 @@ class Soft:
     ) -> tuple[torch.Tensor, float]:
         """The weighted sum of the losses on a step's rows; see `recsys.sequence.train.SoftLoss`."""
         place, candidate, logit = (torch.from_numpy(part).to(users.device) for part in self.of(windows, width))
+        mask, sure = candidate >= 0, torch.ones(len(place), device=users.device)
+        if self.config.confidence:
+            sure = confidence(logit, mask)
+            # Mean 1 over the step's rows, in whichever process they are; one that has none is waited for, too.
+            sum_of_all, rows_of_all = distributed.total(float(sure.sum()), len(sure))
+            sure = sure / max(sum_of_all / max(rows_of_all, 1), 1e-6)
         if not len(place):
             return users.new_zeros(()), 0.0
-        mask, vectors = candidate >= 0, items[candidate.long().clamp(min=0)]
+        vectors = items[candidate.long().clamp(min=0)]
         scores = torch.einsum("nd,ncd->nc", users[place], vectors)
         rows = scores.new_zeros(len(place))
         for name, loss in self.config.losses.items():
@@ -194,10 +201,7 @@ class Soft:
             else:
                 value = LOSSES[name](scores, logit, mask, temperature=loss.temperature)
             rows = rows + loss.at(progress) * value
-        if self.config.confidence:
-            sure = confidence(logit, mask)
-            rows = rows * sure / sure.mean().clamp(min=1e-6)
-        total = rows.mean()
+        total = (rows * sure).mean()
         return total, float(total.detach())
 
 

@@ -23,7 +23,7 @@ def contrastive(
         temperature: T > 0, of the student's softmax.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     count = mask.sum(1, keepdim=True)
     rank = teacher.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort(dim=1)

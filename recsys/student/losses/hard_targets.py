@@ -20,7 +20,7 @@ def hard_targets(
         temperature: T > 0, of the student's softmax.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     best = teacher.masked_fill(~mask, float("-inf")).argmax(1, keepdim=True)
     output = log_softmax((student / temperature).masked_fill(~mask, -1e9), 1)

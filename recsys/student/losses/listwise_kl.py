@@ -29,7 +29,7 @@ def listwise_kl(
         temperature: T > 0; larger spreads the teacher's weight over more candidates.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     hidden = ~mask
     target = log_softmax((standardize(teacher, mask) / temperature).masked_fill(hidden, -1e9), 1)

@@ -20,7 +20,7 @@ def margin_mse(
         temperature: T > 0; larger asks for smaller margins.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     best = teacher.masked_fill(~mask, float("-inf")).argmax(1, keepdim=True)
     others = mask.scatter(1, best, False)

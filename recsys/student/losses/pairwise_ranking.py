@@ -23,7 +23,7 @@ def pairwise_ranking(
         temperature: T > 0, of the student's differences.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     z = standardize(teacher, mask)
     weight = (z[:, :, None] - z[:, None, :]).clamp(min=0) * (mask[:, :, None] & mask[:, None, :])

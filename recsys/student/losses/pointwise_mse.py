@@ -22,7 +22,7 @@ def pointwise_mse(
         temperature: T > 0; larger asks for a flatter row.
 
     Returns:
-        [n] ≥ 0.
+        [n] float32, ≥ 0; 0 for a row of one candidate.
     """
     error = standardize(student, mask) - standardize(teacher, mask) / temperature
     loss: torch.Tensor = (error.square() * mask).sum(1) / mask.sum(1).clamp(min=1)
