@@ -7,6 +7,7 @@ is data parallelism as in Li et al., "PyTorch Distributed", VLDB 2020, without o
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,3 +104,5 @@ def _join() -> None:
 
     if not distributed.is_initialized():
         distributed.init_process_group()  # gloo between CPUs and NCCL between GPUs, where the build has them
+        # Threads that still listen when the interpreter ends abort the process now and then.
+        atexit.register(distributed.destroy_process_group)
