@@ -86,7 +86,7 @@ class ScoreConfig(BaseModel):
     )
     top: int = Field(24, ge=1, description="candidates of a row that evidence retrieves (the teacher's likely top)")
     student_top: int = Field(
-        0, ge=0, description="candidates of a user's last row that a student put first, out of `recommendations`"
+        0, ge=0, description="candidates of a user's last row: the first in `recommendations` that are new to the user"
     )
     recommendations: Path | None = Field(
         None, description="what `recsys recommend` wrote the night before, e.g. runs/x/recommendations"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,6 @@ from recsys.hashing import mix, seeded_keys
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.runtime import Runtime
 from recsys.soft_labels import FILE, SoftLabels, save_ids
-from recsys.spark import spark_session
 from recsys.teacher.config import ScoreConfig
 from recsys.teacher.examples import own_sequences, seen_before
 from recsys.teacher.model import Teacher
@@ -75,7 +72,7 @@ def score(
         )
     recipe = Recipe(
         kind=SoftLabels.kind,
-        config=config,
+        config=_what_counts(config),
         inputs={"dataset": dataset.fingerprint, "teacher": teachers[0].fingerprint}
         | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)}
         | ({} if config.recommendations is None else {"recommendations": hash_file(_lists_of(config.recommendations))}),
@@ -83,6 +80,7 @@ def score(
         modules=(
             "recsys.hashing",
             "recsys.teacher.behaviour",
+            "recsys.teacher.examples",
             "recsys.teacher.model",
             "recsys.teacher.packing",
             "recsys.teacher.score",
@@ -95,12 +93,15 @@ def score(
         scorer = RowScorer(dataset, teachers, config, runtime)
         with recipe.build(out) as draft:
             users, positions = _rows(dataset, config, runtime.seed)
-            if config.engine == "spark":
-                parts = _by_spark(scorer, users, positions, draft, runtime)
-            else:
+            parts: list[Path] = []
+            if config.engine == "local":
                 parts = _by_shards(scorer, users, positions, draft, runtime)
+            elif not distributed.rank():  # Spark has its own workers, and needs one process to lead them
+                from recsys.teacher.spark import score_on_spark
+
+                parts = score_on_spark(scorer, _batch(users, positions), draft.scratch, runtime)
             with pq.ParquetWriter(draft.path / FILE, schema.SOFT_LABELS, compression="zstd") as writer:
-                for part in parts if not distributed.rank() else []:
+                for part in [] if distributed.rank() else parts:
                     for batch in pq.ParquetFile(part).iter_batches():
                         writer.write_batch(batch.cast(schema.SOFT_LABELS))
             save_ids(dataset, draft.path)
@@ -126,7 +127,7 @@ class RowScorer:
 
     def __init__(self, dataset: Dataset, teachers: Sequence[Teacher], config: ScoreConfig, runtime: Runtime) -> None:
         self.dataset, self.teachers, self.config, self.runtime = dataset, teachers, config, runtime
-        self._student_top = _student_top(dataset, config)
+        self._lists = _student_lists(dataset, config)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score batch by batch.
@@ -155,28 +156,43 @@ class RowScorer:
 
     def _candidates(self, users: Ints, positions: Ints) -> Ints:
         """[n, C]: retrieved, of the student, random; −1 where one was seen or stands there already."""
-        dataset, config, n_items = self.dataset, self.config, np.int64(self.dataset.n_items)
-        at_end = positions == dataset.split.train_end[users]
-        student = np.where(at_end[:, None], self._student_top[users], -1)
-        keys = mix(seeded_keys(users, self.runtime.seed, STREAM) ^ positions.astype(np.uint32))
-        draws = seeded_keys(np.arange(config.random), self.runtime.seed, STREAM + 1)
-        random = (mix(keys[:, None] ^ draws[None, :]) % np.uint32(n_items)).astype(np.int32)
-        others = np.concatenate([student, random], axis=1)
-        top, taken = np.empty((len(users), config.top), dtype=np.int32), others < 0
+        dataset, config = self.dataset, self.config
+        candidates = np.empty((len(users), config.top + config.student_top + config.random), dtype=np.int32)
         for known, rows, part in self._parts(users, positions, size=256):
             seen = seen_before(dataset, users[rows], positions[rows])
             packer = self.teachers[0].packer(before=not known)
-            top[rows] = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
-            keys_of_seen = seen[0] * n_items + seen[1]
-            taken[rows] |= np.isin(np.arange(len(rows))[:, None] * n_items + others[rows], keys_of_seen)
-        taken |= (others[:, :, None] == top[:, None, :]).any(2)
-        taken |= np.tril(others[:, :, None] == others[:, None, :], -1).any(2)
-        return np.concatenate([top, np.where(taken, -1, others)], axis=1)
+            top = packer.retrieve(part, seen, config.top, own_sequences(dataset, users[rows]))
+            nothing = np.full((len(rows), config.student_top), -1, dtype=np.int32)
+            student = self._student_top(users[rows], seen) if known else nothing
+            random = self._random(users[rows], positions[rows])
+            random[_among(random, seen, dataset.n_items)] = -1
+            found = np.concatenate([top, student, random], axis=1)
+            candidates[rows] = np.where(_repeated(found), -1, found)
+        return candidates
+
+    def _student_top(self, users: Ints, seen: tuple[npt.NDArray[np.int64], Ints]) -> Ints:
+        """[n, student_top]: the first of each user's list that were not seen, best first, −1 where there are fewer."""
+        offsets, items = self._lists
+        begin, end = offsets[users], offsets[users + 1]
+        # At least so wide as is asked for, so that what is missing is padding.
+        place = begin[:, None] + np.arange(max(int((end - begin).max(initial=0)), self.config.student_top))
+        there = place < end[:, None]
+        found = np.full(there.shape, -1, dtype=np.int32)
+        found[there] = items[place[there]]
+        found[_among(found, seen, self.dataset.n_items)] = -1
+        best = np.argsort(found < 0, axis=1, kind="stable")[:, : self.config.student_top]
+        return np.take_along_axis(found, best, axis=1)
+
+    def _random(self, users: Ints, positions: Ints) -> Ints:
+        """[n, random]: of the whole catalogue; a row's depend on seed, user and position alone."""
+        keys = mix(seeded_keys(users, self.runtime.seed, STREAM) ^ positions.astype(np.uint32))
+        draws = seeded_keys(np.arange(self.config.random), self.runtime.seed, STREAM + 1)
+        return (mix(keys[:, None] ^ draws[None, :]) % np.uint32(self.dataset.n_items)).astype(np.int32)
 
     def _logits(self, users: Ints, positions: Ints, candidates: Ints) -> npt.NDArray[np.float32]:
         there = candidates >= 0
         logits = np.zeros(candidates.shape, dtype=np.float32)
-        for known, rows, part in self._parts(users, positions, size=len(users)):
+        for known, rows, part in self._parts(users, positions, size=max(len(users), 1)):
             own = own_sequences(self.dataset, users[rows])
             asked = np.maximum(candidates[rows], 0)
             for teacher in self.teachers:
@@ -214,48 +230,17 @@ def _by_shards(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, ru
     return shards
 
 
-def _by_spark(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, runtime: Runtime) -> list[Path]:
-    """Score on Spark's workers, which open dataset and teachers by path; its files, in the order of the rows."""
-    config = scorer.config
-    paths = scorer.dataset.path, tuple(teacher.path for teacher in scorer.teachers)
-    on_worker = partial(_on_worker, *paths, config.model_dump_json(), replace(runtime, progress=False))
-    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(config.shard_rows)}
-    folder = draft.scratch / "scored"
-    with spark_session(
-        config.spark, draft.scratch / "spark", runtime, stage="score", otherwise="local", fixed=batches
-    ) as session:
-        rows: Any = session.createDataFrame(pa.Table.from_batches([_batch(users, positions)]))
-        columns = [schema.USER_IDX, schema.POSITION]
-        parts = max(-(-len(users) // config.shard_rows), 1)
-        rows = rows.repartitionByRange(parts, *columns).sortWithinPartitions(*columns)
-        scored = rows.mapInArrow(
-            on_worker, "user_idx int, position int, candidate array<int>, teacher_logit array<float>"
-        )
-        scored.write.mode("overwrite").parquet(str(folder))
-    return sorted(folder.glob("part-*.parquet"))
-
-
-@cache
-def _opened(dataset: Path, teachers: tuple[Path, ...], config: str, runtime: Runtime) -> RowScorer:
-    """Once for each Python process of a worker."""
-    opened = [Teacher.open(teacher) for teacher in teachers]
-    return RowScorer(Dataset.open(dataset), opened, ScoreConfig.model_validate_json(config), runtime)
-
-
-def _on_worker(
-    dataset: Path,
-    teachers: tuple[Path, ...],
-    config: str,
-    runtime: Runtime,
-    batches: Iterable[pa.RecordBatch],
-) -> Iterator[pa.RecordBatch]:
-    yield from _opened(dataset, teachers, config, runtime)(batches)
-
-
 def _batch(users: Ints, positions: Ints) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array(users, pa.int32()), pa.array(positions, pa.int32())], names=[schema.USER_IDX, schema.POSITION]
     )
+
+
+def _what_counts(config: ScoreConfig) -> ScoreConfig:
+    """The config without what decides only how rows are scored; of lists, content and name count, not the folder."""
+    defaults, lists = ScoreConfig(), config.recommendations
+    name = None if lists is None else Path(_lists_of(lists).name)
+    return config.model_copy(update={"engine": defaults.engine, "spark": defaults.spark, "recommendations": name})
 
 
 def _lists_of(folder: Path) -> Path:
@@ -270,27 +255,59 @@ def _lists_of(folder: Path) -> Path:
     return file
 
 
-def _student_top(dataset: Dataset, config: ScoreConfig) -> Ints:
-    """[n_users, student_top] items, −1 where there are fewer; users and items that have gone are left out."""
-    found = np.full((dataset.n_users, config.student_top), -1, dtype=np.int32)
+def _student_lists(dataset: Dataset, config: ScoreConfig) -> tuple[npt.NDArray[np.int64], Ints]:
+    """Where each user's list begins, [n_users + 1], and the lists' items, best first, each once.
+
+    Users and items that have gone are left out.
+    """
     if config.recommendations is None:
-        return found
-    columns = [schema.USER_ID, schema.ITEM_ID, "rank"]
-    file = _lists_of(config.recommendations)
-    missing = set(columns) - set(pq.read_schema(file).names)
-    if missing:
+        return np.zeros(dataset.n_users + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
+    users, items = dataset.users[schema.USER_ID].combine_chunks(), dataset.items[schema.ITEM_ID].combine_chunks()
+    parts: list[list[Ints]] = [[np.zeros(0, dtype=np.int32)] * 3]
+    for batch in _read_lists(_lists_of(config.recommendations)):
+        found = pc.index_in(batch[schema.USER_ID], users), pc.index_in(batch[schema.ITEM_ID], items), batch["rank"]
+        known = pc.and_(found[0].is_valid(), found[1].is_valid())
+        parts.append([column.filter(known).to_numpy() for column in found])
+    user, item, rank = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((rank, user))
+    user, item = user[order], item[order]
+    _, first = np.unique(user * np.int64(dataset.n_items) + item, return_index=True)
+    first.sort()
+    return np.searchsorted(user[first], np.arange(dataset.n_users + 1)), item[first]
+
+
+def _read_lists(file: Path) -> Iterator[pa.RecordBatch]:
+    """user_id, item_id and rank, a part at a time."""
+    wanted = pa.schema([schema.RECOMMENDATIONS.field(name) for name in (schema.USER_ID, schema.ITEM_ID, "rank")])
+    try:
+        table = pq.ParquetFile(file)
+        missing = set(wanted.names) - set(table.schema_arrow.names)
+        if missing:
+            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+        for batch in table.iter_batches(1 << 20, columns=wanted.names):
+            yield batch.select(wanted.names).cast(wanted)
+    except (pa.ArrowException, ValueError) as error:
         raise InputError(
-            f"{file} has no column {', '.join(sorted(missing))}",
-            expected=f"the columns {', '.join(columns)}",
+            f"score.recommendations: {file} cannot be used: {error}",
+            expected="a Parquet table with the columns user_id, item_id (text) and rank (a whole number), none empty",
             do="give a table as `recsys recommend` writes it",
-        )
-    lists = pq.read_table(file, columns=columns, filters=[("rank", "<=", config.student_top), ("rank", ">=", 1)])
-    user = pc.index_in(lists[schema.USER_ID], value_set=dataset.users[schema.USER_ID].combine_chunks())
-    item = pc.index_in(lists[schema.ITEM_ID], value_set=dataset.items[schema.ITEM_ID].combine_chunks())
-    known = pc.and_(pc.is_valid(user), pc.is_valid(item))
-    user, item, rank = (pc.filter(column, known).to_numpy() for column in (user, item, lists["rank"]))
-    found[user, rank - 1] = item
+        ) from None
+
+
+def _among(items: Ints, seen: tuple[npt.NDArray[np.int64], Ints], n_items: int) -> npt.NDArray[np.bool_]:
+    """Which of each row's items ([n, C], −1 for padding) are among the (row, item) pairs that were seen."""
+    keys = np.arange(len(items))[:, None] * np.int64(n_items) + items
+    found: npt.NDArray[np.bool_] = (items >= 0) & np.isin(keys, seen[0] * np.int64(n_items) + seen[1])
     return found
+
+
+def _repeated(items: Ints) -> npt.NDArray[np.bool_]:
+    """Which of each row's items stand further left in it, too."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    repeated = np.zeros(items.shape, dtype=np.bool_)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return repeated
 
 
 def _rows(dataset: Dataset, config: ScoreConfig, seed: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -15,7 +15,6 @@ from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences, take
 from recsys.teacher.examples import Examples, draw_candidates, history_rows, own_sequences
 from recsys.teacher.model import PRIOR, TeacherModel, pad_left, split_encoder
-from recsys.teacher.score import score
 from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectors, encoder_path, item_texts, load_encoder
@@ -148,58 +147,6 @@ def test_negatives_come_from_where_the_target_comes_from() -> None:
     assert set(many[:, 1:].ravel()) == set(range(30))  # asked against anything, the target itself is masked later
 
 
-def test_soft_labels_are_about_items_not_seen(finished: Run, tiny: PipelineConfig) -> None:
-    dataset = finished.dataset
-    user, position, candidate, logit = finished.soft_labels.padded()
-    assert len(user) == finished.soft_labels.counts["rows"] > 0
-    assert (position > 0).all()
-    assert (position <= dataset.split.train_end[user]).all()
-    assert np.isfinite(logit).all()
-    for row in range(len(user)):
-        asked = candidate[row][candidate[row] >= 0]
-        assert len(set(asked)) == len(asked) >= tiny.score.top
-        assert not set(asked) & set(dataset.history(int(user[row]), int(position[row])))
-
-
-def test_an_ensemble_s_labels_are_the_mean_of_standardised_logits(
-    finished: Run, tiny: PipelineConfig, tmp_path: Path
-) -> None:
-    dataset, one = finished.dataset, finished.teacher
-    runtime = tiny.runtime(progress=False)
-    behaviour = tiny.teach.behaviour.model_copy(update={"epochs": 1})
-    config = tiny.teach.model_copy(update={"behaviour": behaviour})
-    other = teach(dataset, config, tmp_path / "other" / "teacher", runtime=runtime)
-    both = score(dataset, [one, other], tiny.score, tmp_path / "both", runtime=runtime)
-    again = score(dataset, [one, one], tiny.score, tmp_path / "twice", runtime=runtime)
-    user, position, candidate, logit = both.padded()
-    there = candidate >= 0
-    histories = dataset.histories(user, position)
-    own = own_sequences(dataset, user)
-    expected = np.zeros(logit.shape)
-    for teacher in (one, other):
-        found = teacher.score(histories, np.maximum(candidate, 0), own=own, runtime=runtime)
-        for row in range(len(user)):
-            z = found[row][there[row]]
-            expected[row, there[row]] += (z - z.mean()) / z.std() / 2
-    np.testing.assert_allclose(logit[there], expected[there], atol=0.05)  # bf16 where the machine has it
-    plain = finished.soft_labels.padded()[3]
-    order = np.argsort(np.where(there, again.padded()[3], np.inf), axis=1)
-    np.testing.assert_array_equal(order, np.argsort(np.where(there, plain, np.inf), axis=1))
-
-
-def test_more_positions_than_were_held_out_are_refused(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
-    config = tiny.score.model_copy(update={"positions_per_user": 3})
-    with pytest.raises(InputError, match=r"teach\.behaviour\.held_out = 1"):
-        score(finished.dataset, finished.teacher, config, tmp_path / "soft_labels")
-    two = tiny.score.model_copy(update={"positions_per_user": 2})
-    labels = score(finished.dataset, finished.teacher, two, tmp_path / "soft_labels", runtime=tiny.runtime())
-    user, position, _, logit = labels.padded()
-    before = position < finished.dataset.split.train_end[user]
-    assert before.any()
-    assert (~before).any()
-    assert np.isfinite(logit).all()
-
-
 def test_a_killed_teach_ends_as_an_undisturbed_one(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
     config = tiny.teach.model_copy(update={"evaluations": 2})
     options = {"seed": 1, "threads": 1, "progress": False}
@@ -212,21 +159,6 @@ def test_a_killed_teach_ends_as_an_undisturbed_one(finished: Run, tiny: Pipeline
     history = whole.manifest["info"]["history"]
     assert again.manifest["info"]["history"] == history
     assert history[0]["loss"] != history[1]["loss"]
-
-
-def test_a_killed_scoring_keeps_its_shards(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
-    options = {"seed": 1, "threads": 1, "progress": False}
-    arguments = (finished.dataset, finished.teacher, tiny.score, tmp_path / "soft_labels")
-    with pytest.raises(KeyboardInterrupt):
-        score(*arguments, runtime=Interrupted(**options, at="score pairs", after=2))
-    (shards,) = (tmp_path / "work").glob("soft_labels-*/scratch")
-    written = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
-    assert len(written) == 2
-    with pytest.raises(KeyboardInterrupt):
-        score(*arguments, runtime=Interrupted(**options, at="score pairs", after=3))
-    assert {name: (shards / name).stat().st_mtime_ns for name in written} == written
-    resumed = score(*arguments, runtime=Interrupted(**options, at="nowhere"))
-    assert resumed.table.equals(finished.soft_labels.table)
 
 
 def test_a_step_in_parts_is_the_same_step(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
