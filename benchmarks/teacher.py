@@ -64,7 +64,7 @@ from recsys.sequence.towers import Towers
 from recsys.teacher.behaviour import Behaviour
 from recsys.teacher.config import TeachConfig
 from recsys.teacher.examples import history_rows
-from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, score_packed, split_encoder
+from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, reranked, score_packed, split_encoder
 from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import (
@@ -180,7 +180,7 @@ def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figur
             _, histories, seen, judge = asked.block(dataset, start, packer.history)
             if number == len(pools):  # of the whole teacher, for all
                 pools.append(packer.retrieve(histories, seen, ABLATION_CANDIDATES))
-            parts.append(judge(reranked(teacher, histories, pools[number], runtime)))
+            parts.append(judge(best_ten(teacher, histories, pools[number], runtime)))
         found[name] = np.concatenate(parts)
     for name, values in found.items():
         figures += [
@@ -255,20 +255,17 @@ def answers(
             scores = scorer.score(histories)
             scores[seen] = -np.inf
             lists[name] = top_k(scores, 10, keys)
-        lists["teacher"] = reranked(teacher, histories, pool, runtime)
+        lists["teacher"] = best_ten(teacher, histories, pool, runtime)
         for name, items in lists.items():
             parts.setdefault(name, []).append(judge(items))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def reranked(
+def best_ten(
     teacher: Teacher, histories: Sequences, pool: npt.NDArray[np.int32], runtime: Runtime
 ) -> npt.NDArray[np.int32]:
     """The ten of each row's candidates that the teacher puts first, [n, 10]."""
-    logits = teacher.score(histories, np.maximum(pool, 0), runtime=runtime)
-    logits[pool < 0] = -np.inf
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :10]
-    return np.take_along_axis(pool, best, axis=1)
+    return reranked(teacher.score(histories, np.maximum(pool, 0), runtime=runtime), pool)
 
 
 def alone(dataset: Dataset, packer: Packer, text: npt.NDArray[np.float32]) -> dict[str, Scorer]:

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     import torch
 
 
+_alone = False  # inside of `first_alone`
+
+
 def world_size() -> int:
     """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return 0 if _alone else int(os.environ.get("RANK", "0"))
 
 
 def barrier() -> None:
@@ -40,11 +43,20 @@ def barrier() -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through the block alone; then the others do, and find what it made."""
-    if rank():
+    """The first process goes through the block alone; then the others do, and find what it made.
+
+    Inside, each is by itself: whatever the block builds waits for nobody.
+    """
+    global _alone
+    within, first = _alone, not rank()
+    if not first:
         barrier()
-    yield
-    if not rank():
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = within
+    if first:
         barrier()
 
 

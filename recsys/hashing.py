@@ -17,7 +17,7 @@ def mix(x: Keys) -> Keys:
     return x ^ (x >> np.uint32(16))
 
 
-def seeded_keys(numbers: npt.NDArray[np.integer], seed: int, stream: int = 0) -> Keys:
+def seeded_keys(numbers: npt.NDArray[np.integer], seed: int, *stream: int) -> Keys:
     """A key of 32 bits for each number, the same wherever it is asked for.
 
     Args:
@@ -25,6 +25,5 @@ def seeded_keys(numbers: npt.NDArray[np.integer], seed: int, stream: int = 0) ->
         seed: the run's.
         stream: what the keys are for, so that two uses of one seed do not go together.
     """
-    entropy = [seed, stream] if stream else seed
-    start = np.random.SeedSequence(entropy).generate_state(1, np.uint32)
+    start = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint32)
     return mix(numbers.astype(np.uint32) ^ start)

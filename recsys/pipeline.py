@@ -92,8 +92,9 @@ def run_stage(
     if stage in TOGETHER:
         artifact = _call(stage, config, out, runtime=runtime, force=force)
     else:
+        force = force and not distributed.rank()
         with distributed.first_alone():
-            artifact = _call(stage, config, out, runtime=runtime, force=force and not distributed.rank())
+            artifact = _call(stage, config, out, runtime=runtime, force=force)
     if distributed.rank():
         return artifact
     # Only now: a config that came to nothing must not stand beside the artifacts of the one before.

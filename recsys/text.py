@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from recsys import schema
+from recsys import distributed, schema
 from recsys.artifacts import Artifact, Recipe, create_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
@@ -48,13 +48,28 @@ def load_encoder(encoder: str) -> tuple[Any, Any]:
     Raises:
         InputError: no encoder is found under that name or folder.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
+
+    return load_tokenizer(encoder), _load(AutoModel, encoder, dtype="float32")
+
+
+def load_tokenizer(encoder: str) -> Any:
+    """Load an encoder's tokenizer alone.
+
+    Raises:
+        InputError: no encoder is found under that name or folder.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, encoder)
+
+
+def _load(kind: Any, encoder: str, **options: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    path = encoder_path(encoder)
     try:
-        return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path, dtype="float32")
+        return kind.from_pretrained(encoder_path(encoder), **options)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no encoder could be loaded from {encoder!r}: {str(error).splitlines()[0]}",
@@ -63,9 +78,9 @@ def load_encoder(encoder: str) -> tuple[Any, Any]:
         ) from None
 
 
-def item_texts(dataset: Dataset) -> list[str]:
-    """One line per item: title, brand and category where the catalogue has them (most telling first)."""
-    items = dataset.items
+def item_texts(dataset: Dataset, rows: npt.NDArray[np.int32] | None = None) -> list[str]:
+    """One line per item, of all or of some: title, brand and category where it has them (most telling first)."""
+    items = dataset.items if rows is None else dataset.items.take(rows)
     columns = [items[name].to_pylist() for name in ("title", "brand", "category")]
     return [
         ". ".join(
@@ -102,7 +117,7 @@ class TextVectors(Artifact):
 def text_vectors(
     dataset: Dataset, config: TextVectorsConfig, out: Path, *, runtime: Runtime | None = None
 ) -> TextVectors:
-    """Encode every item's text once; teacher and student share the result.
+    """Encode every item's text once; teacher and student share the result. One process does it for all.
 
     Items are taken in order of length, so that little of a batch is padding.
     """
@@ -114,27 +129,32 @@ def text_vectors(
         seed=0,  # nothing here is random
         modules=("recsys.text",),
     )
-    if not recipe.is_current(out):
-        import torch
-
-        with recipe.build(out) as draft, torch.inference_mode():
-            tokenizer, model = load_encoder(config.encoder)
-            device, dtype = runtime.torch_device(), runtime.compute_dtype()
-            model.eval().to(device)
-            tokens = tokenizer(item_texts(dataset), truncation=True, max_length=config.max_tokens)["input_ids"]
-            order = np.argsort([len(row) for row in tokens], kind="stable")
-            width = model.config.hidden_size
-            vectors = create_npy(draft.path / "vectors.npy", shape=(len(tokens), width), dtype=np.float32)
-            batch = 128
-            for start in runtime.track(range(0, len(order), batch), label="encode item texts", unit="batch"):
-                rows = order[start : start + batch]
-                padded = tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt").to(device)
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    states = model(**padded).last_hidden_state
-                vectors[rows] = _mean_pool(states.float(), padded["attention_mask"]).cpu().numpy()
-            vectors.flush()
-            draft.counts.update(items=len(tokens), width=width)
+    with distributed.first_alone():
+        if not recipe.is_current(out):
+            _encode(dataset, config, recipe, out, runtime)
     return TextVectors.open(out)
+
+
+def _encode(dataset: Dataset, config: TextVectorsConfig, recipe: Recipe, out: Path, runtime: Runtime) -> None:
+    import torch
+
+    with recipe.build(out) as draft, torch.inference_mode():
+        tokenizer, model = load_encoder(config.encoder)
+        device, dtype = runtime.torch_device(), runtime.compute_dtype()
+        model.eval().to(device)
+        tokens = tokenizer(item_texts(dataset), truncation=True, max_length=config.max_tokens)["input_ids"]
+        order = np.argsort([len(row) for row in tokens], kind="stable")
+        width = model.config.hidden_size
+        vectors = create_npy(draft.path / "vectors.npy", shape=(len(tokens), width), dtype=np.float32)
+        batch = 128
+        for start in runtime.track(range(0, len(order), batch), label="encode item texts", unit="batch"):
+            rows = order[start : start + batch]
+            padded = tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt").to(device)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                states = model(**padded).last_hidden_state
+            vectors[rows] = _mean_pool(states.float(), padded["attention_mask"]).cpu().numpy()
+        vectors.flush()
+        draft.counts.update(items=len(tokens), width=width)
 
 
 def _mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

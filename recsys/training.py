@@ -34,6 +34,12 @@ def seed_everything(*parts: int) -> np.random.Generator:
 RELEASE_EVERY: Final = 50  # steps
 
 
+def release_memory_after(step: int, device: torch.device) -> None:
+    """Call `release_memory` now and then, where the memory is a CPU's."""
+    if device.type == "cpu" and step % RELEASE_EVERY == RELEASE_EVERY - 1:
+        release_memory()
+
+
 def release_memory() -> None:
     """Give what was freed back to the system, where the C library can (glibc's malloc_trim; else nothing happens).
 

@@ -22,6 +22,7 @@ from recsys.errors import InputError, MissingExtraError, RecsysError
 from recsys.evaluation.ranking import BLOCK_SCORES, Scores
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences
+from recsys.items import centred_vectors, unit_vectors
 
 MICROSECONDS_A_DAY: Final = 86_400_000_000
 
@@ -202,7 +203,7 @@ class TextSimilarity:
     def score(self, histories: Sequences) -> Scores:
         """Cosines between the decayed mean of each history's vectors and all items."""
         asked = _decayed(histories, len(self.counts), self.decay, self.HISTORY)
-        users = _unit(asked @ self.vectors)
+        users = unit_vectors(asked @ self.vectors)
         return _with_popularity(users @ self.vectors.T, (histories.lengths > 0)[:, None], self.counts)
 
 
@@ -371,7 +372,7 @@ class BPR:
         asked = _distinct_items(histories, len(self.counts))
         asked.data *= (self.counts > 0)[asked.indices]  # an item without a vector says nothing of the user
         size = np.maximum(asked.sum(axis=1), 1).astype(np.float32)[:, None]
-        users = _unit((asked @ self.items) / size - self.centre) * self.length
+        users = unit_vectors((asked @ self.items) / size - self.centre) * self.length
         scores = (users @ self.items.T + self.bias).astype(np.float32, copy=False)
         return _with_popularity(scores, _known(asked, self.counts), self.counts)
 
@@ -484,15 +485,7 @@ def _unit_vectors(vectors: Floats, n_items: int, *, centred: bool) -> Floats:
             do="make the text vectors of this dataset again",
         )
     vectors = np.array(vectors, dtype=np.float32)  # a copy, in memory
-    if centred:
-        vectors -= vectors.mean(axis=0)
-    return _unit(vectors)
-
-
-def _unit(vectors: Floats) -> Floats:
-    """Rows of unit length; a row of 0 stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
+    return centred_vectors(vectors) if centred else unit_vectors(vectors)
 
 
 def _with_popularity(scores: Scores, reached: npt.NDArray[np.bool_], counts: Counts) -> Scores:

@@ -17,10 +17,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from recsys import schema
 from recsys.errors import InputError
 from recsys.evaluation.lists import hits_of
 from recsys.evaluation.metrics import Bools, Counts, Values
@@ -177,7 +174,7 @@ class CategoryDiversity(ListProperty):
     Simpson's index of a list. Items without a category are left out. Lists with fewer than two others have no value.
 
     Attributes:
-        codes: [n_items] int32, the category as a number, −1 for none; see `category_codes`.
+        codes: [n_items] int32, the category as a number, −1 for none; see `recsys.items`.
     """
 
     codes: npt.NDArray[np.int32]
@@ -200,7 +197,7 @@ class CategoryDiversity(ListProperty):
 
 @dataclass(frozen=True)
 class TopCategoryDiversity(CategoryDiversity):
-    """`CategoryDiversity` of the categories' top levels: give the codes of `category_codes(…, top=True)`."""
+    """`CategoryDiversity` of the categories' top levels: give the codes of `category_codes(…, levels=1)`."""
 
     name = "top_category_diversity"
     title = "Diversity (top category)"
@@ -308,21 +305,6 @@ def popularity_lift(listed: Values, chosen: Values) -> float:
     if not both.any() or not chosen[both].sum():
         return float("nan")
     return float(listed[both].sum() / chosen[both].sum() - 1)
-
-
-def category_codes(categories: pa.ChunkedArray, *, top: bool = False) -> npt.NDArray[np.int32]:
-    """Categories as numbers, [n] int32, −1 for none.
-
-    Args:
-        categories: the catalogue's `category`, levels split by `schema.CATEGORY_SEPARATOR`.
-        top: number the first levels instead of the whole paths.
-    """
-    names = categories.cast(pa.string())
-    if top:
-        names = pc.list_element(pc.split_pattern(names, schema.CATEGORY_SEPARATOR), 0)
-    codes = pc.index_in(names, value_set=pc.unique(names).drop_null())
-    filled: npt.NDArray[np.int32] = pc.fill_null(codes, -1).to_numpy()
-    return filled
 
 
 def _mean(of: npt.NDArray[np.generic], items: Items, listed: Bools) -> Values:

@@ -28,7 +28,6 @@ from recsys.evaluation.beyond import (
     Popularity,
     TextDiversity,
     ValueRecall,
-    category_codes,
     popularity_lift,
 )
 from recsys.evaluation.config import EvaluateConfig
@@ -68,6 +67,7 @@ from recsys.evaluation.significance import holm, randomization_p_values
 from recsys.evaluation.tuning import Setting, Tuning, fit_baselines, settings
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Cases, Dataset, Ragged
+from recsys.items import category_codes
 from recsys.runtime import Runtime
 from recsys.text import TextVectors
 

@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from recsys import schema
+from recsys.items import category_codes, centred_vectors, group_codes
 from recsys.sequence.config import TowersConfig
 
 PRICES: Final = 16  # quantiles
@@ -39,10 +38,8 @@ def item_features(items: pa.Table, text: npt.NDArray[np.float32] | None, config:
         config: which features.
     """
     if text is not None:
-        # Sentence vectors share a strong common direction, which says nothing about an item: it is taken out.
-        centred = text - text.mean(0)
-        text = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    groups = {}
+        text = centred_vectors(text)
+    groups: dict[str, npt.NDArray[np.int64]] = {}
     for feature in config.item_features:
         if feature == "price":
             groups["price"] = _quantiles(items["price"].to_numpy())
@@ -55,23 +52,7 @@ def item_features(items: pa.Table, text: npt.NDArray[np.float32] | None, config:
     return ItemFeatures(text, groups)
 
 
-def group_codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """[n] a number for each distinct value, −1 for null."""
-    found: npt.NDArray[np.int64] = pc.fill_null(
-        pc.index_in(column, value_set=pc.unique(column.drop_null())), -1
-    ).to_numpy()
-    return found.astype(np.int64)
-
-
-def category_codes(column: pa.ChunkedArray, *, levels: int | None) -> npt.NDArray[np.int64]:
-    """[n] a number for each distinct category, by its first so many levels or by all, −1 for null."""
-    if levels is not None:
-        split = pc.split_pattern(column, schema.CATEGORY_SEPARATOR)
-        column = pc.binary_join(pc.list_slice(split, 0, levels), schema.CATEGORY_SEPARATOR)
-    return group_codes(column)
-
-
-def _without_single(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _without_single(codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Codes from 1 of the groups that have at least two items, 0 for all else: one item has an id of its own."""
     shared = np.bincount(codes[codes >= 0], minlength=1) > 1
     number = np.cumsum(shared) * shared

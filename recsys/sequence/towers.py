@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from recsys.hashing import seeded_keys
 from recsys.ingest.dataset import Sequences, take
 from recsys.sequence.config import TowersConfig
 from recsys.sequence.features import ItemFeatures
@@ -33,12 +34,13 @@ class ItemTower(nn.Module):
         self.id_rows = config.id_rows
         self.ids = nn.Embedding(config.id_rows or len(known), dim)
         self.id_dropout = config.id_dropout
-        self.codes = nn.Buffer(
-            torch.from_numpy(np.stack([*features.groups.values()], axis=1))
-            if features.groups
-            else torch.zeros(len(known), 0, dtype=torch.int64),
-            persistent=False,
-        )  # [n_items, n_groups]
+        codes = np.array([*features.groups.values()], dtype=np.int64).reshape(-1, len(known))
+        self.codes = nn.Buffer(torch.from_numpy(codes), persistent=False)  # [n_groups, n_items]
+        if config.id_rows:
+            items = np.arange(len(known))
+            keys = np.stack([seeded_keys(items, 0, salt) for salt in (1, 2)]).astype(np.int64)
+            self.rows = nn.Buffer(torch.from_numpy(keys // 2 % config.id_rows), persistent=False)  # [2, n_items]
+            self.signs = nn.Buffer(torch.from_numpy(1.0 - keys % 2 * 2).float(), persistent=False)  # [2, n_items]
         self.groups = nn.ModuleList(
             nn.Embedding(int(codes.max(initial=0)) + 1, dim, padding_idx=0) for codes in features.groups.values()
         )
@@ -52,35 +54,23 @@ class ItemTower(nn.Module):
 
     def forward(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of `items` ([m] int64; all items by default): [m, dim] float32."""
-        keep, codes = (self.known, self.codes) if items is None else (self.known[items], self.codes[items])
+        keep, codes = (self.known, self.codes) if items is None else (self.known[items], self.codes[:, items])
         if self.training and self.id_dropout:
             keep = keep & (torch.rand(len(keep), device=keep.device) >= self.id_dropout)
         vectors = self._ids(items) * keep[:, None]
-        for place, group in enumerate(self.groups):
-            vectors = vectors + group(codes[:, place])
+        for group, code in zip(self.groups, codes, strict=True):
+            vectors = vectors + group(code)
         if self.text is not None:
             vectors = self.project(self.text if items is None else self.text[items]) + vectors
         return vectors
 
     def _ids(self, items: torch.Tensor | None) -> torch.Tensor:
         if not self.id_rows:
-            rows: torch.Tensor = self.ids.weight if items is None else self.ids(items)
-            return rows
-        if items is None:
-            items = torch.arange(len(self.known), device=self.known.device)
-        total = torch.zeros((), device=items.device)
-        for salt in (1, 2):
-            mixed = _mix(items + (salt << 40))
-            sign = 1.0 - 2.0 * ((mixed >> 32) & 1)
-            total = total + self.ids(mixed % self.id_rows) * sign[:, None]
+            vectors: torch.Tensor = self.ids.weight if items is None else self.ids(items)
+            return vectors
+        rows, signs = (self.rows, self.signs) if items is None else (self.rows[:, items], self.signs[:, items])
+        total: torch.Tensor = (self.ids(rows) * signs[:, :, None]).sum(0)
         return total
-
-
-def _mix(key: torch.Tensor) -> torch.Tensor:
-    """Scrambled non-negative int64 keys, by two rounds of multiply and xor-shift (as in Steele et al., 2014)."""
-    for factor in (0x369DEA0F31A53F85, 0x2127599BF4325C37):
-        key = (key ^ ((key >> 31) & 0x1FFFFFFFF)) * factor
-    return (key ^ ((key >> 29) & 0x7FFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
 
 
 class UserTower(nn.Module):

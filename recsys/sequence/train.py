@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,25 @@ from recsys.sequence.losses.full_softmax import full_softmax
 from recsys.sequence.losses.sampled_softmax import sampled_softmax
 from recsys.sequence.towers import Towers, encode_users, gap_codes
 from recsys.training import (
-    RELEASE_EVERY,
     adamw,
     load_checkpoint,
     ndcg_at_k,
-    release_memory,
+    release_memory_after,
     save_checkpoint,
     seed_everything,
     warmup_cosine,
+)
+
+# Whose code decides what is trained here: part of the recipe of everything that is made with it.
+MODULES: Final = (
+    "recsys.distributed",
+    "recsys.hashing",
+    "recsys.ingest.windows",
+    "recsys.items",
+    "recsys.sequence",
+    "recsys.sequence.losses",
+    "recsys.text",
+    "recsys.training",
 )
 
 
@@ -187,7 +198,7 @@ def train_towers(
             expected="events before the validation window",
             do="use a longer log, or shorten ingest.valid_days and ingest.test_days",
         )
-    weight_of_type = torch.tensor(_event_weights(config, event_types, label))
+    weights_of_types = _event_weights(config, event_types, label)
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
     # On a CPU bf16 pays in the softmax over the catalogue; in towers this narrow it gained a tenth at most, while
     # memory grew with every new batch shape.
@@ -198,6 +209,9 @@ def train_towers(
     # Untrained items are no negatives: they would be pushed away from everybody before anyone could see them.
     catalogue = torch.from_numpy(np.flatnonzero(known)).to(device)
     place_in_catalogue = torch.from_numpy(np.cumsum(known) - 1).to(device)
+
+    sampled = len(catalogue) > config.softmax_items
+    weight_of_type = torch.tensor(weights_of_types, device=device)
 
     seed_everything(runtime.seed)
     model = Towers(config, features, torch.from_numpy(known), n_event_types=len(event_types)).to(device)
@@ -241,31 +255,26 @@ def train_towers(
                 group["lr"] = config.lr * factor
             mine = distributed.part_of(batch)
             asked = collate(train, windows, mine).to(device)
-            weights = weight_of_type.to(device)[asked.target_types]
+            weights = weight_of_type[asked.target_types]
             with torch.autocast(device.type, tower_dtype, enabled=tower_dtype != torch.float32):
                 vectors: ItemVectors
-                if len(catalogue) <= config.softmax_items:
-                    vectors = whole = model.items().float()
-                else:
+                if sampled:
                     drawn = catalogue[torch.randint(len(catalogue), (config.softmax_items,), device=device)]
-                    others = (
-                        [] if soft_loss is None else [torch.from_numpy(soft_loss.candidates(mine)).to(device).flatten()]
-                    )
-                    wanted = [
-                        asked.items.flatten(),
-                        asked.targets,
-                        drawn,
-                        *(each.long().clamp(min=0) for each in others),
-                    ]
+                    wanted = [asked.items.flatten(), asked.targets, drawn]
+                    if soft_loss is not None:
+                        candidates = torch.from_numpy(soft_loss.candidates(mine)).to(device)
+                        wanted.append(candidates.long().clamp(min=0).flatten())
                     vectors = SomeItems(model.items, torch.cat(wanted))
+                else:
+                    vectors = whole = model.items().float()
                 users = model.user(vectors[asked.items], asked.types, asked.gaps).flatten(0, 1)
             queries, target = users[asked.places], asked.targets
-            if len(catalogue) <= config.softmax_items:
-                hard = full_softmax(queries, whole[catalogue], place_in_catalogue[target], weights=weights, dtype=dtype)
-            else:
+            if sampled:
                 hard = sampled_softmax(
                     queries, vectors[target], target, vectors[drawn], drawn, n_items=len(catalogue), weights=weights
                 )
+            else:
+                hard = full_softmax(queries, whole[catalogue], place_in_catalogue[target], weights=weights, dtype=dtype)
             more, soft, n_soft = users.new_zeros(()), 0.0, 0
             if soft_loss is not None:
                 done = (epoch * steps_per_epoch + step) / total
@@ -282,8 +291,7 @@ def train_towers(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             sums += [float(hard.detach()) * of_hard, soft * of_soft]
-            if device.type == "cpu" and step % RELEASE_EVERY == RELEASE_EVERY - 1:
-                release_memory()
+            release_memory_after(step, device)
         sums = np.array(distributed.total(*sums))
         if not np.isfinite(sums).all():
             raise RecsysError(

@@ -19,7 +19,7 @@ from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
 from recsys.sequence.features import ItemFeatures, item_features
 from recsys.sequence.towers import Towers
-from recsys.sequence.train import ItemVectors, Validation, train_towers
+from recsys.sequence.train import MODULES, ItemVectors, Validation, train_towers
 from recsys.soft_labels import Rows, SoftLabels, joined
 from recsys.student.config import DistillConfig
 from recsys.student.losses.all import LOSSES
@@ -71,18 +71,9 @@ def distill(
         config=config,
         inputs=inputs,
         seed=runtime.seed,
-        modules=(
-            "recsys.student",
-            "recsys.student.losses",
-            "recsys.sequence",
-            "recsys.sequence.losses",
-            "recsys.training",
-            "recsys.text",
-            "recsys.soft_labels",
-            "recsys.ingest.windows",
-        ),
+        modules=(*MODULES, "recsys.soft_labels", "recsys.student", "recsys.student.losses"),
     )
-    if force or not recipe.is_current(out):
+    if force or not distributed.from_first(recipe.is_current(out)):
         text = None
         if config.use_text:
             encoder = TextVectorsConfig(encoder=config.encoder)

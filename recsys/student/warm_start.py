@@ -34,7 +34,8 @@ def warm_start(model: Towers, features: ItemFeatures, dataset: Dataset, student:
     """Copy a student's weights into fresh towers.
 
     The user tower and the projection of texts are taken whole. Items are matched by item_id; a brand, a category or a
-    price band takes over from the one that an item of it was in. What is new keeps its fresh weights.
+    price band takes over from the one that an item of it was in. What is new keeps its fresh weights, and so do id rows
+    that items share by hash (`id_rows`): which items share one changes with the catalogue.
 
     Args:
         model: the towers, changed in place.
@@ -50,7 +51,10 @@ def warm_start(model: Towers, features: ItemFeatures, dataset: Dataset, student:
     """
     before = load_file(student.path / "weights.safetensors")
     now = model.state_dict()
-    by_row = ("items.ids.weight",) if not model.items.id_rows else ()
+    fresh = {"user.longest"}  # how long sequences are is a matter of today's
+    by_row: tuple[str, ...] = ("items.ids.weight",)
+    if model.items.id_rows:
+        fresh, by_row = fresh | set(by_row), ()
     of_groups = [f"items.groups.{place}.weight" for place in range(len(features.groups))]
     by_name = {*by_row, *of_groups}  # their rows are matched one by one, so that only their width must be the same
     shapes = [
@@ -68,9 +72,8 @@ def warm_start(model: Towers, features: ItemFeatures, dataset: Dataset, student:
     found = pc.index_in(dataset.items[schema.ITEM_ID], value_set=items[schema.ITEM_ID].combine_chunks())
     today = np.flatnonzero(np.asarray(pc.is_valid(found)))
     then: npt.NDArray[np.int64] = np.asarray(found.drop_null(), dtype=np.int64)
-    for name in now.keys() - by_name:
-        if name != "user.longest":  # how long sequences are is a matter of today's
-            now[name].copy_(before[name])
+    for name in now.keys() - by_name - fresh:
+        now[name].copy_(before[name])
     for name in by_row:
         now[name][torch.from_numpy(today)] = before[name][torch.from_numpy(then)].to(now[name].device)
     for name, (group, codes) in zip(of_groups, features.groups.items(), strict=True):

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from recsys import distributed
 from recsys.artifacts import Artifact, Draft, Recipe
 from recsys.ingest.dataset import Dataset
 from recsys.runtime import Runtime
-from recsys.text import encoder_path, item_texts
+from recsys.text import encoder_path, item_texts, load_tokenizer
 from recsys.training import adamw, load_checkpoint, save_checkpoint, seed_everything, warmup_cosine
 
 MASKED: Final = 0.15  # share of the tokens, as in Devlin et al., "BERT", NAACL 2019
@@ -49,7 +50,7 @@ def adapt_encoder(
     """Train on the texts of all items (Gururangan et al., "Don't Stop Pretraining", ACL 2020).
 
     No event is looked at, so that texts of items that are new may be read. A killed run resumes at the last finished
-    pass.
+    pass. One process does it for all.
 
     Args:
         dataset: its catalogue.
@@ -67,22 +68,20 @@ def adapt_encoder(
         seed=runtime.seed,
         modules=("recsys.teacher.adapt", "recsys.text", "recsys.training"),
     )
-    if not recipe.is_current(out):
-        with recipe.build(out) as draft:
-            _train(item_texts(dataset), config, draft, runtime)
+    with distributed.first_alone():
+        if not recipe.is_current(out):
+            with recipe.build(out) as draft:
+                _train(item_texts(dataset), config, draft, runtime)
     return AdaptedEncoder.open(out)
 
 
 def _train(texts: list[str], config: AdaptConfig, draft: Draft, runtime: Runtime) -> None:
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
-    from transformers.utils import logging
+    from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    path = encoder_path(config.encoder)
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
     seed_everything(runtime.seed, 10)  # sentence encoders come without the head that guesses words
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForMaskedLM.from_pretrained(path, dtype="float32").to(device)
+    tokenizer = load_tokenizer(config.encoder)
+    model = AutoModelForMaskedLM.from_pretrained(encoder_path(config.encoder), dtype="float32").to(device)
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
     tokens = tokenizer(texts, truncation=True, max_length=TOKENS)["input_ids"]
     length = np.array([len(row) for row in tokens])
@@ -100,9 +99,7 @@ def _train(texts: list[str], config: AdaptConfig, draft: Draft, runtime: Runtime
     def judge() -> float:
         seed_everything(runtime.seed, 12)  # the same words are hidden each time
         model.eval()
-        losses = (
-            [float(loss_of(rows)) for rows in np.array_split(judged, -(-len(judged) // BATCH))] if len(judged) else []
-        )
+        losses = [float(loss_of(judged[start : start + BATCH])) for start in range(0, len(judged), BATCH)]
         return float(np.mean(losses)) if losses else float("nan")
 
     optimizer = adamw(model, lr=LR, weight_decay=0.01)

@@ -27,7 +27,7 @@ from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
 from recsys.sequence.features import item_features
 from recsys.sequence.towers import UserTower, encode_users
-from recsys.sequence.train import Validation, train_towers
+from recsys.sequence.train import MODULES, Validation, train_towers
 from recsys.teacher.config import BehaviourConfig
 from recsys.text import TextVectorsConfig, text_vectors
 
@@ -143,21 +143,13 @@ def train_behaviour(
         config=config,
         inputs={"dataset": dataset.fingerprint},
         seed=runtime.seed,
-        modules=(
-            "recsys.teacher.behaviour",
-            "recsys.sequence",
-            "recsys.sequence.losses",
-            "recsys.ingest.windows",
-            "recsys.text",
-            "recsys.training",
-        ),
+        modules=(*MODULES, "recsys.teacher.behaviour"),
     )
     if not distributed.from_first(recipe.is_current(out)):
         text = None
         if config.use_text:
             encoder = TextVectorsConfig(encoder=config.encoder)
-            with distributed.first_alone():
-                text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
+            text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
         with recipe.build(out) as draft:
             _train(dataset, text, config, draft, runtime)
     return BehaviourTowers.open(out)
@@ -193,12 +185,12 @@ def _train(
                 with torch.inference_mode():
                     items = trained.model.items().cpu()
                 tower = trained.model.user.cpu().eval().requires_grad_(False)
-                with distributed.first_alone():
-                    if not distributed.rank():
-                        temporary = folder / "towers.tmp"
-                        Behaviour([tower], [items], config.max_history).save(temporary)
-                        (folder / "epoch").write_text(str(trained.best_epoch))
-                        temporary.replace(done)
+                if not distributed.rank():
+                    temporary = folder / "towers.tmp"
+                    Behaviour([tower], [items], config.max_history).save(temporary)
+                    (folder / "epoch").write_text(str(trained.best_epoch))
+                    temporary.replace(done)
+                distributed.barrier()
                 draft.info[f"valid_ndcg_at_10_{number}"] = trained.best_value
             epochs[number] = int((folder / "epoch").read_text())
             parts.append(Behaviour.load(done, config))

@@ -11,7 +11,7 @@ import torch
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.teacher.model import Teacher
-from recsys.text import item_texts, load_encoder
+from recsys.text import item_texts, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def _words(
 ) -> list[list[tuple[str, float]]]:
     """Each candidate's words, and what each added to its logit."""
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
-    tokenizer, _ = load_encoder(teacher.config.encoder)
-    texts = item_texts(dataset)
+    tokenizer = load_tokenizer(teacher.config.encoder)
     model = teacher.model.to(device)
     packer = teacher.packer().to(device)
     batch = packer.pack(history, candidates[None], device=device)
@@ -110,12 +109,12 @@ def _words(
         valid[:, :, token] = False
         added[:, token] = whole - logits(valid)
     found = []
-    for place, item in enumerate(candidates.tolist()):
-        read = tokenizer(texts[item], truncation=True, max_length=added.shape[1] + 1)
+    for place, text in enumerate(item_texts(dataset, candidates)):
+        read = tokenizer(text, truncation=True, max_length=added.shape[1] + 1)
         words: dict[int, float] = {}
         for token, word in enumerate(read.word_ids()[:-1]):
             if word is not None:
                 words[word] = words.get(word, 0.0) + float(added[place, token])
         spans = [read.word_to_chars(word) for word in words]
-        found.append([(texts[item][a:b], value) for (a, b), value in zip(spans, words.values(), strict=True)])
+        found.append([(text[a:b], value) for (a, b), value in zip(spans, words.values(), strict=True)])
     return found

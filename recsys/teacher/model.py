@@ -306,6 +306,12 @@ class Packer:
         )
 
 
+def reranked(logits: npt.NDArray[np.float32], pool: npt.NDArray[np.int32], *, k: int = 10) -> npt.NDArray[np.int32]:
+    """The k candidates of each row with the highest logits, [n, k], of logits and a pool (−1 for none), each [n, C]."""
+    best = np.argsort(np.where(pool < 0, np.inf, -logits), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(pool, best, axis=1)
+
+
 def pad_left(rows: Sequences, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """The `last` events of each row: item_idx [n, last] (−1 for padding on the left) and event_type (0 there)."""
     length = np.minimum(rows.lengths, last)

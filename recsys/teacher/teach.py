@@ -18,19 +18,28 @@ from recsys.errors import RecsysError
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Dataset
 from recsys.runtime import Runtime
+from recsys.sequence.train import MODULES
 from recsys.teacher.adapt import adapt_encoder
 from recsys.teacher.behaviour import BehaviourTowers, train_behaviour
 from recsys.teacher.config import TeachConfig
 from recsys.teacher.examples import Examples, choose_examples, draw_candidates, history_rows, own_sequences
 from recsys.teacher.fit_evidence import fit_evidence
-from recsys.teacher.model import FEATURES, ItemStates, Packer, Teacher, TeacherModel, score_packed, split_encoder
+from recsys.teacher.model import (
+    FEATURES,
+    ItemStates,
+    Packer,
+    Teacher,
+    TeacherModel,
+    reranked,
+    score_packed,
+    split_encoder,
+)
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectorsConfig, load_encoder, text_vectors
 from recsys.training import (
-    RELEASE_EVERY,
     load_checkpoint,
     ndcg_at_k,
-    release_memory,
+    release_memory_after,
     save_checkpoint,
     seed_everything,
     warmup_cosine,
@@ -73,31 +82,26 @@ def teach(
         inputs={"dataset": dataset.fingerprint},
         seed=runtime.seed,
         modules=(
-            "recsys.distributed",
+            *MODULES,
+            "recsys.evidence",
             "recsys.teacher.adapt",
             "recsys.teacher.behaviour",
+            "recsys.teacher.examples",
+            "recsys.teacher.fit_evidence",
             "recsys.teacher.model",
             "recsys.teacher.packing",
             "recsys.teacher.teach",
             "recsys.teacher.wide",
-            "recsys.sequence",
-            "recsys.sequence.losses",
-            "recsys.evidence",
-            "recsys.ingest.windows",
-            "recsys.text",
-            "recsys.training",
         ),
     )
     if force or not distributed.from_first(recipe.is_current(out)):
         encoder = TextVectorsConfig(encoder=config.behaviour.encoder)
-        with distributed.first_alone():
-            text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime)
+        text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime)
         towers = train_behaviour(dataset, config.behaviour, out.parent / "behaviour", runtime=runtime)
         backbone = config.encoder
         if config.adapt_epochs:
             adapted = out.parent / "adapted_encoder"
-            with distributed.first_alone():
-                backbone = adapt_encoder(dataset, backbone, config.adapt_epochs, adapted, runtime=runtime).encoder
+            backbone = adapt_encoder(dataset, backbone, config.adapt_epochs, adapted, runtime=runtime).encoder
         with recipe.build(out) as draft:
             _train(dataset, text.vectors, towers, backbone, config, draft, runtime)
     return Teacher.open(out)
@@ -188,8 +192,7 @@ def _train(
             distributed.sum_gradients(model.parameters())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if device.type == "cpu" and step % RELEASE_EVERY == RELEASE_EVERY - 1:
-                release_memory()
+            release_memory_after(int(step), device)
         total = distributed.total(total)[0]
         if not np.isfinite(total):
             raise RecsysError(
@@ -280,7 +283,4 @@ class _Validation:
             return float("nan")
         candidates = np.maximum(self._pool, 0)
         logits = score_packed(model, self._packer, self._histories, candidates, device=device, dtype=dtype)
-        logits[self._pool < 0] = -np.inf
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :10]
-        ranked = np.take_along_axis(self._pool, best, axis=1)
-        return float(ndcg_at_k(ranked, self._targets, n_items=self._n_items).mean())
+        return float(ndcg_at_k(reranked(logits, self._pool), self._targets, n_items=self._n_items).mean())

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
 from recsys.ingest.dataset import Sequences
-from recsys.sequence.features import category_codes, group_codes
+from recsys.items import category_codes, centred_vectors, group_codes
 
 _ARRAYS: Final = ("text", "neighbours", "kernel", "groups", "log_price")
 
@@ -77,9 +77,8 @@ class WideEvidence:
         successors = Cooccurrence.fit(train, len(items), window=1, backward=0.0)
         price = items["price"].to_numpy().astype(np.float64)
         codes = [group_codes(items["brand"]), *(category_codes(items["category"], levels=n) for n in (None, 2))]
-        groups = np.stack(codes, axis=1).astype(np.int32)
-        centred = text - text.mean(0)
-        text = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+        groups = np.stack(codes, axis=1)
+        text = centred_vectors(text)
         catalogue = torch.from_numpy(text)
         blocks = [
             (block @ catalogue.T).topk(min(cls.NEIGHBOURS, len(text)), dim=1) for block in torch.split(catalogue, 1024)
@@ -234,11 +233,12 @@ class WideEvidence:
         if more is not None:
             score += torch.from_numpy(more)
         score[seen] = -np.inf
-        kept = min(int(k * self.NEW), n_items)
+        is_new = torch.from_numpy(popularity == 0)
+        kept = min(int(k * self.NEW), n_items) if is_new.any() else 0
         values, best = score.topk(min(k, n_items) - kept, dim=1)
         if kept:
             similar = torch.from_numpy(text).float().view(n, n_items)
-            new = (torch.from_numpy(popularity == 0) & (similar > 0)).logical_and_(score > -np.inf)
+            new = (similar > 0) & (score > -np.inf) & is_new
             # Above all others; where there are too few of them, the next best follow.
             score = torch.where(new, similar.log().add(1e3), score).scatter_(1, best, -np.inf)
             more_values, more_best = score.topk(kept, dim=1)

@@ -21,11 +21,11 @@ from recsys.evaluation.beyond import (
     TextDiversity,
     TopCategoryDiversity,
     ValueRecall,
-    category_codes,
     popularity_lift,
 )
 from recsys.evaluation.metrics import Recall
 from recsys.ingest.dataset import Ragged
+from recsys.items import category_codes
 from tests.evaluation.conftest import sequences
 
 N_ITEMS = 12
@@ -180,8 +180,8 @@ def test_value_recall_equals_plain_python(rows: list[tuple[list[int], list[int]]
 def test_category_codes() -> None:
     names = pa.chunked_array([["a > x", None, "a > y"], ["b", "a > x", "a"]])
     assert category_codes(names).tolist() == [0, -1, 1, 2, 0, 3]
-    assert category_codes(names, top=True).tolist() == [0, -1, 0, 1, 0, 0]
-    assert category_codes(pa.chunked_array([pa.nulls(2, pa.string())]), top=True).tolist() == [-1, -1]
+    assert category_codes(names, levels=1).tolist() == [0, -1, 0, 1, 0, 0]
+    assert category_codes(pa.chunked_array([pa.nulls(2, pa.string())]), levels=1).tolist() == [-1, -1]
 
 
 def test_names_and_refusals() -> None:

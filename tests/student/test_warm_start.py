@@ -75,6 +75,20 @@ def test_a_warm_start_begins_where_a_fresh_one_comes_later(finished: Run, tiny: 
     assert warm.manifest["inputs"]["warm_start"] == finished.student.fingerprint
 
 
+def test_rows_that_items_share_by_hash_begin_anew(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
+    """Which items share one depends on where they stand in the catalogue."""
+    config = tiny.distill.model_copy(update={"epochs": 1, "id_rows": 50})
+    student = distill(finished.dataset, None, config, tmp_path / "student", runtime=tiny.runtime(progress=False))
+    text = np.asarray(TextVectors.open(finished.config.run_dir / "text_vectors").vectors)
+    features = item_features(finished.dataset.items, text, config)
+    model = Towers(config, features, torch.ones(finished.dataset.n_items, dtype=torch.bool), n_event_types=3)
+    before = model.items.ids.weight.clone()
+    with torch.no_grad():
+        warm_start(model, features, finished.dataset, student)
+    assert torch.equal(model.items.ids.weight, before)
+    assert model.user.start.abs().max() > 0  # which is zero before it is copied
+
+
 def test_a_student_of_another_shape_is_refused(finished: Run, tiny: PipelineConfig, tmp_path: Path) -> None:
     config = tiny.distill.model_copy(update={"layers": 2, "warm_start": finished.student.path})
     with pytest.raises(InputError, match="built otherwise"):
