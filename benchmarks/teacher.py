@@ -37,7 +37,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -45,14 +44,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from _asked import BLOCK, CANDIDATES, METRICS, WITHIN_CANDIDATES, Asked, Values, best_ten, difference
 from _common import Figure, arguments, at_least, report
 
 from recsys.config import PipelineConfig, load_config
 from recsys.errors import RecsysError
 from recsys.evaluation.baselines import MostPopular, OrderedItemKNN, OrderedItemKNNWithText
-from recsys.evaluation.metrics import NDCG, Recall
 from recsys.evaluation.ranking import Scorer, Scores, tie_keys, top_k
-from recsys.evaluation.significance import percentile_interval, resampled_means
 from recsys.ingest.config import IngestConfig
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.ingest import ingest
@@ -63,8 +61,7 @@ from recsys.sequence.features import item_features
 from recsys.sequence.towers import Towers
 from recsys.teacher.behaviour import Behaviour
 from recsys.teacher.config import TeachConfig
-from recsys.teacher.examples import history_rows
-from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, reranked, score_packed, split_encoder
+from recsys.teacher.model import ItemStates, Packer, Teacher, TeacherModel, score_packed, split_encoder
 from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import (
@@ -77,11 +74,7 @@ from recsys.text import (
     text_vectors,
 )
 
-METRICS: Final = Recall(10), NDCG(10)
-CANDIDATES: Final = 200
-WITHIN_CANDIDATES: Final = Recall(CANDIDATES)
 TARGETS: Final = {"recall_at_10": 0.112, "ndcg_at_10": 0.068}
-BLOCK: Final = 128
 SPEED_TARGET: Final = 6.0
 SPEED_ITEMS, SPEED_USERS, SPEED_HISTORY, SPEED_CANDIDATES, SPEED_TOKENS = 500, 16, 8, 64, 16
 CONTENDERS: Final = ("cross_encoder", "packed", "packed.cached")
@@ -97,8 +90,6 @@ ABLATIONS: Final[dict[str, dict[str, object]]] = {
     "not_packed": {"packed": False},
 }
 ABLATION_CANDIDATES: Final = 100
-
-Values = npt.NDArray[np.float64]
 
 
 def main() -> int:
@@ -193,52 +184,6 @@ def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figur
     return figures
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which cases of the test part are asked about.
-
-    Attributes:
-        rows: of the cases: a sample, and all whose targets are cold.
-        sampled: [n] whether a row is of the sample.
-        cold: [n] whether its targets have no training event.
-    """
-
-    rows: npt.NDArray[np.int64]
-    sampled: npt.NDArray[np.bool_]
-    cold: npt.NDArray[np.bool_]
-
-    @classmethod
-    def draw(cls, dataset: Dataset, n_users: int) -> Asked:
-        """A sample by seed, the same for every teacher."""
-        cases = dataset.cases("test")
-        sample = np.random.default_rng(0).permutation(len(cases))[:n_users]
-        counts = np.bincount(dataset.train.item_idx, minlength=dataset.n_items)
-        warm = np.add.reduceat(counts[cases.targets.values] > 0, cases.targets.offsets[:-1])
-        rows = np.union1d(sample, np.flatnonzero(warm == 0))
-        return cls(rows, np.isin(rows, sample), warm[rows] == 0)
-
-    def block(
-        self, dataset: Dataset, start: int, last: int
-    ) -> tuple[
-        npt.NDArray[np.int32],
-        Sequences,
-        tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]],
-        Callable[[npt.NDArray[np.int32]], Values],
-    ]:
-        """Users, histories and seen items of some rows, and what judges lists of them: [n, 3], as `answers`."""
-        cases, chosen = dataset.cases("test"), self.rows[start : start + BLOCK]
-        users, end = cases.user_idx[chosen], cases.history_end[chosen]
-        histories, seen = history_rows(dataset, users, end, last=last)
-        targets = cases.targets.select(chosen)
-        keys = np.repeat(np.arange(len(targets)), targets.lengths) * dataset.n_items + targets.values
-
-        def judge(items: npt.NDArray[np.int32]) -> Values:
-            hits = np.isin(np.arange(len(items))[:, None] * dataset.n_items + items, keys) & (items >= 0)
-            return np.column_stack([metric(hits, targets.lengths) for metric in (*METRICS, WITHIN_CANDIDATES)])
-
-        return users, histories, seen, judge
-
-
 def answers(
     dataset: Dataset, teacher: Teacher, text: npt.NDArray[np.float32], asked: Asked, runtime: Runtime
 ) -> dict[str, Values]:
@@ -259,13 +204,6 @@ def answers(
         for name, items in lists.items():
             parts.setdefault(name, []).append(judge(items))
     return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def best_ten(
-    teacher: Teacher, histories: Sequences, pool: npt.NDArray[np.int32], runtime: Runtime
-) -> npt.NDArray[np.int32]:
-    """The ten of each row's candidates that the teacher puts first, [n, 10]."""
-    return reranked(teacher.score(histories, np.maximum(pool, 0), runtime=runtime), pool)
 
 
 def alone(dataset: Dataset, packer: Packer, text: npt.NDArray[np.float32]) -> dict[str, Scorer]:
@@ -318,18 +256,6 @@ def judged(found: dict[str, Values], asked: Asked, seed: str, targets: dict[str,
             about = f"{seed}.difference.cold.recall_at_10.teacher-{name}"
             figures += difference(about, teacher[asked.cold], values[asked.cold], place=0)
     return figures
-
-
-def difference(about: str, one: Values, other: Values, *, place: int = 1, above: float | None = None) -> list[Figure]:
-    """The mean of one minus the other, of recall (`place` 0) or NDCG (1), with its interval."""
-    gain = one[:, place] - other[:, place]
-    means = resampled_means(gain[:, None], n_resamples=2000, rng=np.random.default_rng(0))
-    low, high = (float(bound[0]) for bound in percentile_interval(means, 0.95))
-    return [
-        Figure(f"{about}.difference", float(gain.mean())),
-        Figure(f"{about}.low", low) if above is None else at_least(f"{about}.low", low, above),
-        Figure(f"{about}.high", high),
-    ]
 
 
 def speed(rounds: int, threads: int) -> list[Figure]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
+
+BLOCK_BYTES: Final = 1 << 28  # of a block's logits
 
 
 class _FullSoftmax(torch.autograd.Function):
@@ -37,7 +39,10 @@ class _FullSoftmax(torch.autograd.Function):
             error.scatter_add_(1, target, error.new_full((size, 1), -1.0)).mul_(weight)  # d loss / d logits
             low_error = logits.copy_(error)
             grad_queries[rows] = low_error @ low_items
-            grad_items += low_error.T @ low_queries
+            if dtype == grad_items.dtype:
+                grad_items.addmm_(low_error.T, low_queries)
+            else:
+                grad_items += low_error.T @ low_queries
         ctx.save_for_backward(grad_queries, grad_items)
         ctx.weight = max(float(weights.sum()), 1e-12)
         mean: torch.Tensor = total / ctx.weight
@@ -47,7 +52,8 @@ class _FullSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_queries, grad_items = ctx.saved_tensors
         scale = grad_outputs[0] / ctx.weight
-        return grad_queries * scale, grad_items * scale, None, None, None, None
+        # In place: of a large catalogue a second copy would be half of the loss's memory.
+        return grad_queries.mul_(scale), grad_items.mul_(scale), None, None, None, None
 
 
 def full_softmax(
@@ -57,9 +63,12 @@ def full_softmax(
     *,
     weights: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-    block: int = 256,
+    block: int | None = None,
 ) -> torch.Tensor:
     """Weighted mean over positions of −log softmax(q · vᵀ)[target].
+
+    What it holds are a block's logits, in `dtype` and in float32, and the gradients, which go out as they are: at a
+    million items of width 128 a quarter and half a gigabyte. The graph can be gone through once.
 
     Args:
         queries: [n, d] float32, the user tower's output at each position.
@@ -67,12 +76,14 @@ def full_softmax(
         targets: [n] int64, the item that came next.
         weights: [n] float32, how much each position counts; all alike by default.
         dtype: in what the products are computed; sums and exponentials stay in float32.
-        block: positions at a time; memory is block × n_items × (4 + width of `dtype`) bytes, besides the gradients.
+        block: positions at a time; by default 256, or as many as `BLOCK_BYTES` hold if that is less.
 
     Returns:
         A scalar; without weights `torch.nn.functional.cross_entropy(queries @ items.T, targets)` up to rounding.
     """
     if weights is None:
         weights = queries.new_ones(len(queries))
+    if block is None:
+        block = min(256, max(BLOCK_BYTES // (len(items) * (4 + dtype.itemsize)), 8))
     loss: torch.Tensor = _FullSoftmax.apply(queries, items, targets, weights, block, dtype)  # type: ignore[no-untyped-call]
     return loss
