@@ -97,6 +97,12 @@ class SoftLoss(Protocol):
     def candidates(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The items that will be asked for, −1 for none."""
 
+    def measure(self, model: Towers) -> dict[str, float]:
+        """What it wants to know of the towers after each epoch, by name; logged with the losses."""
+
+    def follow(self, measured: dict[str, float]) -> None:
+        """Go on by what was measured after the last epoch."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -234,6 +240,8 @@ def train_towers(
         best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         best_value, best_epoch = progress["best_value"], progress["best_epoch"]
         first_epoch, history = progress["epoch"] + 1, progress["history"]
+        if soft_loss is not None and history:
+            soft_loss.follow(history[-1])
 
     distributed.broadcast_parameters(model)
     writer = SummaryWriter(str(tensorboard))
@@ -302,6 +310,10 @@ def train_towers(
         value = distributed.from_first(value)
         mean = sums / len(steps)
         history.append({"epoch": epoch + 1, "hard": mean[0], "soft": mean[1], "valid_ndcg_at_10": value})
+        if soft_loss is not None:
+            measured = soft_loss.measure(model)
+            history[-1].update({name: distributed.from_first(found) for name, found in measured.items()})
+            soft_loss.follow(history[-1])
         _log(writer, label, history[-1])
         # Of equal values the later one, which has seen more; without validation users the last epoch.
         if value >= best_value or np.isnan(value):

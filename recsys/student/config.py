@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.sequence.config import TowersConfig
+from recsys.spark import SparkConfig
 
 LossName = Literal[
     "listwise_kl",
@@ -61,3 +62,11 @@ class DistillConfig(TowersConfig):
     confidence: bool = Field(
         False, description="whether a row of soft labels counts the more, the surer the teacher is of it"
     )
+    by_segment: bool = Field(
+        False,
+        description="whether soft labels count the more where the teacher is measured to know more than the student: "
+        "on the validation part after each epoch, by the user's number of events and the first choice's popularity",
+    )
+    engine: Literal["local", "spark"] = Field("local", description="who trains: this machine, or Spark's")
+    processes: int = Field(2, ge=1, description='how many train together, for engine = "spark"')
+    spark: SparkConfig = Field(default_factory=SparkConfig, description='where Spark runs, for engine = "spark"')

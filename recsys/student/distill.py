@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from recsys.sequence.features import ItemFeatures, item_features
 from recsys.sequence.towers import Towers
 from recsys.sequence.train import MODULES, ItemVectors, Validation, train_towers
 from recsys.soft_labels import Rows, SoftLabels, joined
+from recsys.student.advantage import SEGMENTS, Advantage, segments
 from recsys.student.config import DistillConfig
 from recsys.student.losses.all import LOSSES
 from recsys.student.losses.confidence import confidence
@@ -56,6 +57,7 @@ def distill(
     Raises:
         InputError: there is nothing to train on, or the soft labels are not usable.
         RecsysError: the loss became NaN or infinite.
+        MissingExtraError: the engine is Spark, and pyspark is not installed.
     """
     runtime = runtime or Runtime()
     inputs = {"dataset": dataset.fingerprint}
@@ -68,11 +70,22 @@ def distill(
         inputs["warm_start"] = earlier.fingerprint
     recipe = Recipe(
         kind=Student.kind,
-        config=config,
+        config=_what_counts(config),
         inputs=inputs,
         seed=runtime.seed,
-        modules=(*MODULES, "recsys.soft_labels", "recsys.student", "recsys.student.losses"),
+        modules=(
+            *MODULES,
+            "recsys.soft_labels",
+            "recsys.student",
+            "recsys.student.losses",
+            "recsys.evaluation.segments",
+        ),
     )
+    if config.engine == "spark" and (force or not recipe.is_current(out)):
+        from recsys.student.spark import distill_on_spark
+
+        distill_on_spark(dataset, soft_labels, config, out, out.parent / "work" / "spark", runtime, force=force)
+        return Student.open(out)
     if force or not distributed.from_first(recipe.is_current(out)):
         text = None
         if config.use_text:
@@ -83,7 +96,7 @@ def distill(
     return Student.open(out)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Soft:
     """Soft labels, sorted by the window that holds their position.
 
@@ -94,6 +107,9 @@ class Soft:
         logit: [n, C] float32.
         config: which losses.
         text: [n_items, width] float32, sentence vectors, for the loss that compares texts.
+        segment: [n], which of `recsys.student.advantage.SEGMENTS`.
+        advantage: measures how much each segment shall count.
+        factor: [n_segments] float32, how much it counts now.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -102,6 +118,9 @@ class Soft:
     logit: npt.NDArray[np.float32]
     config: DistillConfig
     text: npt.NDArray[np.float32] | None = None
+    segment: npt.NDArray[np.int64] | None = None
+    advantage: Advantage | None = None
+    factor: npt.NDArray[np.float32] = field(default_factory=lambda: np.ones(len(SEGMENTS), dtype=np.float32))
 
     @classmethod
     def find(
@@ -111,8 +130,19 @@ class Soft:
         windows: Windows,
         config: DistillConfig,
         text: npt.NDArray[np.float32] | None = None,
+        dataset: Dataset | None = None,
+        seed: int = 0,
     ) -> Soft:
         """Sort them. Rows of one candidate, or of candidates that the teacher does not tell apart, teach nothing.
+
+        Args:
+            rows: of `SoftLabels.padded`.
+            train: the sequences that they are about.
+            windows: of these sequences.
+            config: which losses.
+            text: [n_items, width] float32, sentence vectors.
+            dataset: whose validation part tells how much each segment counts, for `config.by_segment`.
+            seed: decides whom of it.
 
         Raises:
             InputError: they stand at positions that the training part does not have, no row tells two candidates
@@ -134,6 +164,10 @@ class Soft:
             )
         telling = _telling(candidate, logit, config)
         user, position, candidate, logit = user[telling], position[telling], candidate[telling], logit[telling]
+        segment = advantage = None
+        if config.by_segment and dataset is not None:
+            segment = segments(position, candidate, logit, dataset)
+            advantage = Advantage.find((user, position, candidate, logit), dataset, config, seed=seed)
         # The window is the last one of the user whose trained places begin at or before the position.
         start = windows.begin - train.offsets[windows.user] + windows.first
         span = int(train.lengths.max(initial=0)) + 1
@@ -143,16 +177,29 @@ class Soft:
         window = window[order]
         offsets = np.searchsorted(window, np.arange(len(windows.user) + 1))
         place = position[order] - (windows.begin - train.offsets[windows.user])[window]
-        return cls(offsets, place.astype(np.int64), candidate[order], logit[order], config, text)
+        segment = None if segment is None else segment[order]
+        return cls(offsets, place.astype(np.int64), candidate[order], logit[order], config, text, segment, advantage)
 
     def of(
         self, windows: npt.NDArray[np.int64], width: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Their places [s] in the flattened user vectors of some windows, candidates [s, C] and logits [s, C]."""
+        row, chosen = self._chosen(windows)
+        return row * width + self.place[chosen], self.candidate[chosen], self.logit[chosen]
+
+    def _chosen(self, windows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """[s] which of `windows` each of their soft labels stands in, and which one it is."""
         number = self.offsets[windows + 1] - self.offsets[windows]
         row = np.repeat(np.arange(len(windows)), number)
-        chosen = np.repeat(self.offsets[windows] - np.cumsum(number) + number, number) + np.arange(number.sum())
-        return row * width + self.place[chosen], self.candidate[chosen], self.logit[chosen]
+        return row, np.repeat(self.offsets[windows] - np.cumsum(number) + number, number) + np.arange(number.sum())
+
+    def measure(self, model: Towers) -> dict[str, float]:
+        """How much each segment shall count, if that is followed."""
+        return {} if self.advantage is None else self.advantage(model)
+
+    def follow(self, measured: dict[str, float]) -> None:
+        """Let the segments count so much."""
+        self.factor = np.array([measured.get(f"soft_weight_{name}", 1.0) for name in SEGMENTS], dtype=np.float32)
 
     def rows(self, windows: npt.NDArray[np.int64]) -> int:
         """How many rows of soft labels these windows have."""
@@ -179,6 +226,9 @@ class Soft:
             # Mean 1 over the step's rows, in whichever process they are; one that has none is waited for, too.
             sum_of_all, rows_of_all = distributed.total(float(sure.sum()), len(sure))
             sure = sure / max(sum_of_all / max(rows_of_all, 1), 1e-6)
+        if self.segment is not None:
+            counts = self.factor[self.segment[self._chosen(windows)[1]]]
+            sure = sure * torch.from_numpy(counts).to(users.device)
         if not len(place):
             return users.new_zeros(()), 0.0
         vectors = items[candidate.long().clamp(min=0)]
@@ -235,7 +285,9 @@ def _train(
     train = dataset.train
     soft = None
     if soft_labels and config.losses and len(train.item_idx):
-        soft = Soft.find(joined(soft_labels, dataset), train, sliding_windows(train, config.max_history), config, text)
+        windows = sliding_windows(train, config.max_history)
+        rows = joined(soft_labels, dataset)
+        soft = Soft.find(rows, train, windows, config, text, dataset, runtime.seed)
     features = item_features(dataset.items, text, config)
     save_items(dataset, features, draft.path)
     trained = train_towers(
@@ -266,10 +318,17 @@ def _train(
     )
     draft.info.update(
         n_event_types=len(dataset.event_types),
+        processes=distributed.world_size(),
         best_epoch=trained.best_epoch,
         valid_ndcg_at_10=trained.best_value,
         history=trained.history,
     )
+
+
+def _what_counts(config: DistillConfig) -> DistillConfig:
+    """The config without what decides only who trains."""
+    defaults = DistillConfig()
+    return config.model_copy(update={name: getattr(defaults, name) for name in ("engine", "processes", "spark")})
 
 
 def _start(model: Towers, features: ItemFeatures, dataset: Dataset, earlier: Student, draft: Draft) -> None:
