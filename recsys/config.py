@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -283,8 +283,13 @@ def _explain_one(
 def _model_at(root: type[BaseModel], keys: Sequence[str | int]) -> type[BaseModel] | None:
     """The config class whose keys stand under `keys`, None where they lead to a plain value."""
     model: type[BaseModel] | None = root
+    named: type[BaseModel] | None = None  # in a dict of models, the one that stands under any name
     for key in keys:
+        if named:
+            model, named = named, None
+            continue
         field = model.model_fields.get(str(key)) if model else None
         types = (field.annotation, *get_args(field.annotation)) if field else ()
-        model = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        found = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        model, named = (None, found) if field and get_origin(field.annotation) is dict else (found, None)
     return model

@@ -118,9 +118,13 @@ UNFIT = {
     "unknown key": (["distill.epoch=3"], ["unknown key 'epoch' in [distill]", "--set distill.epoch=3", "'epochs'"]),
     "unknown table": (["distil.epochs=3"], ["unknown key 'distil' at the top level", "did you mean 'distill'?"]),
     "unknown key in a table of a table": (["ingest.columns.usr_id=u"], ["'usr_id' in [ingest.columns]", "'user_id'"]),
+    "unknown key in a table by name": (
+        ["distill.losses.listwise_kl.wieght=1"],
+        ["'wieght' in [distill.losses.listwise_kl]", "'weight'"],
+    ),
     "nothing near": (
         ["distill.xyzzy=1"],
-        ["unknown key 'xyzzy'", "one of batch_positions, confidence, dim", "remove it"],
+        ["unknown key 'xyzzy'", "one of batch_positions, by_segment, confidence", "remove it"],
     ),
     "wrong type": (["distill.epochs=many"], ["distill.epochs = 'many' cannot be used", "integer"]),
     "out of bounds": (["distill.epochs=0"], ["distill.epochs = 0 cannot be used", "greater than or equal to 1"]),
