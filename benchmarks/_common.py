@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import operator
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,14 @@ def table(figures: Sequence[Figure]) -> str:
     ]
     lines.insert(1, "─" * (sum(widths) + 8))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had, MiB."""
+    # On Linux `ru_maxrss` begins with the memory of the process that started this one, which may be a larger one.
+    with contextlib.suppress(OSError), Path("/proc/self/status").open() as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from _common import Figure, arguments, at_least, at_most, report
+from _common import Figure, arguments, at_least, at_most, peak_mb, report
 
 K = 100
 KS = (10, 20, 100)
@@ -168,8 +167,7 @@ def one(what: str, lists: Path, n_users: int) -> dict[str, Any]:
     if what == "definitions":
         return rectools_definitions()
     seconds, means = MEASURE[what](lists)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, "means": means}
+    return {"seconds": seconds, "peak": peak_mb() * 2**20 / 1e9, "means": means}
 
 
 def generate(lists: Path, n_users: int) -> None:

@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _common import Figure, arguments, at_least, at_most, report
+from _common import Figure, arguments, at_least, at_most, peak_mb, report
 
 PEERS = ("pandas", "numpy", "polars")
 ENGINES = ("recsys", *PEERS)
@@ -192,11 +191,10 @@ def one(what: str, shop: Path, n_events: int) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     if counts["rows_in"] != n_events:
         raise RuntimeError(f"{what} read {counts['rows_in']} of {n_events} rows")
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "seconds": seconds,
         "cpu": cpu,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "peak": peak_mb() * 2**20 / 1e9,
         "counts": {name: counts[name] for name in ("rows_in", "kept", "quarantined", "merged")},
     }
 

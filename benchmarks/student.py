@@ -24,7 +24,9 @@
 * `memory`: of the losses on the log, forward and backward, at a million items, above what queries and items take.
 * `speed`: positions per second of training and NDCG@10 afterwards, of this project's towers reading item ids alone (a
   SASRec), RecTools' and RecBole's SASRec: the same sequences, width, layers, heads, length, learning rate, dropout and
-  positions in a batch, softmax over the whole catalogue, one thread, each in a process of its own, in turn.
+  positions in a batch, softmax over the whole catalogue, one thread, each in a process of its own, in turn, on the
+  sequences of `--speed-users` users. Counted are positions with an event before them; the peers' ways and pins stand in
+  `benchmarks/student_peers`.
 
 Teacher and soft labels are made first; `--teacher` and `--soft-labels` take some that were made before. The data is for
 research and is not part of the repository.
@@ -34,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,14 +49,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from _asked import BLOCK, CANDIDATES, METRICS, Asked, Values, best_ten, difference
-from _common import Figure, arguments, at_least, at_most, report
+from _common import Figure, arguments, at_least, at_most, peak_mb, report
 
 from recsys.config import PipelineConfig, load_config
 from recsys.errors import RecsysError
 from recsys.evaluation.baselines import MostPopular
 from recsys.evaluation.ranking import Scorer, rank
 from recsys.evaluation.scorers import StudentScorer
-from recsys.ingest.dataset import Cases, Dataset, Ragged
+from recsys.ingest.dataset import Cases, Dataset, Ragged, take
 from recsys.ingest.ingest import ingest
 from recsys.runtime import Runtime
 from recsys.sequence.losses.full_softmax import full_softmax
@@ -86,8 +87,8 @@ COST_USERS: Final = 2000
 LOSS_ITEMS, LOSS_POSITIONS, LOSS_DIM, LOSS_NEGATIVES = 1_000_000, 2048, 128, 100_000
 PEERS: Final = ("recbole", "rectools")
 RATIOS: Final = {"recbole": 5.0, "rectools": 2.0}
-SASREC: Final[dict[str, object]] = {
-    "epochs": 5, "dim": 64, "layers": 2, "heads": 2, "length": 50, "positions": 2048, "dropout": 0.2, "lr": 1e-3,
+SASREC: Final = {
+    "epochs": 10, "dim": 64, "layers": 2, "heads": 2, "length": 50, "positions": 256, "dropout": 0.2, "lr": 1e-3,
 }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def main() -> int:
     try:
         config = load_config(options.config, options.set)
         if options.measure is not None:
-            print(json.dumps(_measured(options.measure, config, options.work)))
+            print(json.dumps(loss_memory(options.measure)))
             return 0
         beauty = Shop.open(config, options.teacher, options.soft_labels)
         for part in options.only or PARTS:
@@ -138,8 +139,8 @@ def _options() -> argparse.Namespace:
     for name in PEERS:
         parser.add_argument(f"--{name}", help=f"a Python that has {name}, for `speed`")
     parser.add_argument("--rounds", type=int, default=1, help="of the timings of `speed`")
-    parser.add_argument("--measure", choices=("full", "sampled", "sasrec"), help="one process of a part; prints JSON")
-    parser.add_argument("--work", type=Path, help="folder of that process")
+    parser.add_argument("--speed-users", type=int, default=5000, help="of `speed`, drawn by seed")
+    parser.add_argument("--measure", choices=("full", "sampled"), help="one process of `memory`; prints JSON")
     return parser.parse_args()
 
 
@@ -427,7 +428,8 @@ def loss_memory(name: str) -> dict[str, float]:
     targets = torch.randint(LOSS_ITEMS, (LOSS_POSITIONS,), generator=generator)
     drawn = torch.randint(LOSS_ITEMS, (LOSS_NEGATIVES,), generator=generator)
     wanted, negatives = (items.detach()[each].requires_grad_() for each in (targets, drawn))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
+    torch.set_num_threads(1)
     started = time.perf_counter()
     if name == "full":
         loss = full_softmax(queries, items, targets)
@@ -435,41 +437,41 @@ def loss_memory(name: str) -> dict[str, float]:
         loss = sampled_softmax(queries, wanted, targets, negatives, drawn, n_items=LOSS_ITEMS)
     torch.autograd.backward([loss])
     seconds = time.perf_counter() - started
-    return {"mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "seconds": seconds}
+    return {"mb": peak_mb() - before, "seconds": seconds}
 
 
 def speed(shop: Shop, options: argparse.Namespace, peers: dict[str, str]) -> list[Figure]:
     """Positions per second and NDCG@10 of ours and of the peers that are installed."""
-    dataset, cases = shop.dataset, shop.dataset.cases("test")
-    histories = dataset.histories(cases.user_idx, cases.history_end)
+    dataset = shop.dataset
+    users = np.sort(np.random.default_rng(0).permutation(dataset.cases("test").user_idx)[: options.speed_users])
+    cases = dataset.cases("test")
+    chosen = np.flatnonzero(np.isin(cases.user_idx, users))
+    train = take(dataset.train, dataset.train.offsets[users], dataset.train.lengths[users])
+    histories = dataset.histories(users, cases.history_end[chosen])
+    target = cases.targets.values[cases.targets.offsets[chosen]]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ("recsys", *peers)}
-    arguments_of_peer = [part for name, value in SASREC.items() for part in (f"--{name}", str(value))]
-    with tempfile.TemporaryDirectory() as name_of_folder:
-        folder = Path(name_of_folder)
+    arguments_of_all = [part for name, value in SASREC.items() for part in (f"--{name}", str(value))]
+    with tempfile.TemporaryDirectory() as folder:
         np.savez(
-            folder / "data.npz",
-            train_offsets=dataset.train.offsets,
-            train_items=dataset.train.item_idx,
+            Path(folder) / "data.npz",
+            train_offsets=train.offsets,
+            train_items=train.item_idx,
             test_offsets=histories.offsets,
             test_items=histories.item_idx,
             n_items=dataset.n_items,
         )
         for _ in range(options.rounds):
             for name, of in found.items():
-                out = folder / f"{name}.npy"
-                if name == "recsys":
-                    given = [part for each in options.set for part in ("--set", each)]
-                    answer = _process("--measure", "sasrec", "--work", str(folder), "-c", options.config, *given)
-                else:
-                    script = str(Path(__file__).parent / "student_peers" / f"{name}_sasrec.py")
-                    command = [peers[name], script, "--data", str(folder / "data.npz"), "--out", str(out)]
-                    more = ["--seed", str(shop.config.seed), "--threads", "1"]
-                    answer = _run([*command, *arguments_of_peer, *more])
-                hits = np.load(out) == cases.targets.values[cases.targets.offsets[:-1], None]
-                answer["ndcg"] = float(METRICS[1](hits, np.ones(len(cases), dtype=np.int64)).mean())
+                python, script = peers.get(name, sys.executable), Path(__file__).parent / "student_peers"
+                out = Path(folder) / f"{name}.npy"
+                command = [python, str(script / f"{name}_sasrec.py"), "--data", f"{folder}/data.npz", "--out", str(out)]
+                more = ["--seed", str(shop.config.seed), "--threads", "1"]
+                answer = _run([*command, *arguments_of_all, *more])
+                hits = np.load(out) == target[:, None]
+                answer["ndcg"] = float(METRICS[1](hits, np.ones(len(hits), dtype=np.int64)).mean())
                 of.append(answer)
                 print(f"{name}: {answer}", file=sys.stderr)
-    figures = []
+    figures = [Figure("speed.users", float(len(users)))]
     rate = {name: [each["positions"] / each["seconds"] for each in of] for name, of in found.items()}
     for name, of in found.items():
         figures.append(Figure(f"speed.{name}", statistics.median(rate[name]), "positions/s"))
@@ -479,49 +481,6 @@ def speed(shop: Shop, options: argparse.Namespace, peers: dict[str, str]) -> lis
         ratios = [ours / theirs for ours, theirs in zip(rate["recsys"], rate[name], strict=True)]
         figures.append(at_least(f"speed.recsys/{name}", statistics.median(ratios), RATIOS[name]))
     return figures
-
-
-def our_sasrec(shop: Shop, folder: Path) -> dict[str, float]:
-    """Train the towers by item ids alone, and write everybody's ten first items."""
-    torch.set_num_threads(1)
-    dataset, of = shop.dataset, SASREC
-    config = DistillConfig.model_validate(
-        {
-            **{name: of[name] for name in ("dim", "layers", "heads", "dropout", "lr", "epochs")},
-            "max_history": of["length"],
-            "batch_positions": of["positions"],
-            "patience": of["epochs"],
-            "use_text": False,
-            "item_features": (),
-            "time_gaps": False,
-            "id_dropout": 0.0,
-            "valid_users": 1,
-        }
-    )
-    runtime = Runtime(seed=shop.config.seed, threads=1, progress=False, precision=shop.config.precision)
-    student = distill(dataset, None, config, folder / "student", runtime=runtime, force=True)
-    cases = dataset.cases("test")
-    lists = [
-        block.items
-        for block in rank(StudentScorer(student, runtime), dataset, cases, k=10, runtime=runtime)
-        if block.seen_filtered
-    ]
-    np.save(folder / "recsys.npy", np.concatenate(lists))
-    # Positions with something before them, which is what the peers ask; ours asks for the first item, too.
-    asked = len(dataset.train.item_idx) - int((dataset.train.lengths > 0).sum())
-    return {
-        "seconds": float(student.manifest["seconds"]),
-        "positions": float(asked * int(str(of["epochs"]))),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def _measured(name: str, config: PipelineConfig, work: Path | None) -> dict[str, float]:
-    torch.set_num_threads(1)
-    if name != "sasrec":
-        return loss_memory(name)
-    assert work is not None, "--measure sasrec needs --work"
-    return our_sasrec(Shop.open(config, None, None), work)
 
 
 def _process(*given: str) -> dict[str, float]:

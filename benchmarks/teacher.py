@@ -31,7 +31,6 @@ not part of the repository.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from _asked import BLOCK, CANDIDATES, METRICS, WITHIN_CANDIDATES, Asked, Values, best_ten, difference
-from _common import Figure, arguments, at_least, report
+from _common import Figure, arguments, at_least, peak_mb, report
 
 from recsys.config import PipelineConfig, load_config
 from recsys.errors import RecsysError
@@ -298,7 +297,7 @@ def contend(name: str, threads: int) -> None:
             seconds = by_cross_encoder(dataset, histories, candidates, runtime)
         else:
             seconds = by_packing(dataset, histories, candidates, Path(folder), runtime, 6 if name == "packed" else 2)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     print(json.dumps({"pairs_per_second": candidates.size / seconds, "peak_mb": peak}))
 
 
