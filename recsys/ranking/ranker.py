@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,11 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import InputError
+from recsys.hashing import mix, seeded_keys
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ranking.config import RecommendConfig
+from recsys.ranking.rules import DAY, Rules
+from recsys.ranking.select import select
 from recsys.retrieval.index import ItemIndex, VectorModel
 from recsys.runtime import Runtime
 
@@ -37,9 +41,11 @@ REASONS: Final = {
 REASON_OTHER_EVENT: Final = ("because of ", "")
 REASON_WHOLE_HISTORY: Final = ("based on your recent activity", "")
 REASON_NO_HISTORY: Final = ("chosen for new visitors", "")
+REASON_DRAWN: Final = "something else to try"
 
 # Entries of one table of candidates, 12 bytes each.
 CANDIDATES = 1 << 22
+STREAM: Final = 11  # of what is drawn, among the uses of a run's seed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -78,8 +84,10 @@ class Ranker:
             )
         self.student, self.index, self.config, self.runtime = student, index, config, runtime
         self.as_of = config.as_of or _EPOCH + timedelta(microseconds=int(dataset.sequences.timestamp.max(initial=0)))
-        self._hides_seen = _event_types_that_hide(config, dataset.event_types)
-        self._allowed = _allowed(dataset.items, config, self.as_of)
+        self._n_event_types = len(dataset.event_types)
+        as_of_us = (self.as_of - _EPOCH) // timedelta(microseconds=1)
+        self.rules = Rules.of(dataset.items, dataset.event_types, config, self.as_of, as_of_us=as_of_us)
+        self._n_drawn = max(round(config.k * config.explore), 1) if config.explore else 0
         self._item_ids = dataset.items[schema.ITEM_ID].combine_chunks()
         self._titles = dataset.items["title"].combine_chunks()
         norms = np.sqrt(np.einsum("id,id->i", self._vectors, self._vectors))
@@ -91,7 +99,7 @@ class Ranker:
     @property
     def allowed(self) -> npt.NDArray[np.bool_]:
         """[n_items], the items that may be shown to somebody: in stock and available."""
-        return self._allowed
+        return self.rules.allowed
 
     def recommend_for(self, histories: Sequences) -> pa.Table:
         """The best items for each history.
@@ -102,7 +110,8 @@ class Ranker:
             histories: one row per user, oldest event first, complete as far as seen items shall be left out.
 
         Returns:
-            Columns of `LISTS`, ordered by row and rank: ranks run from 1, scores do not rise.
+            Columns of `LISTS`, ordered by row and rank, which runs from 1. A score is the student's dot product and
+            what boosts add to it; it does not rise down a list, unless diversity, exploration or a cap had a say.
 
         Raises:
             InputError: a history holds an item or an event type that the dataset does not have.
@@ -112,6 +121,8 @@ class Ranker:
         items, scores = self._best(vectors, histories)
         row, place = np.nonzero(items >= 0)
         listed = items[row, place]
+        reasons = self._reasons(histories, row, self._explaining_events(histories, items)[row, place])
+        drawn = pa.array(place >= self.config.k - self._n_drawn)
         return pa.table(
             [
                 pa.array(row, pa.int32()),
@@ -119,7 +130,7 @@ class Ranker:
                 self._item_ids.take(pa.array(listed)),
                 pa.array(place + 1, pa.int32()),
                 pa.array(scores[row, place], pa.float32()),
-                self._reasons(histories, row, self._explaining_events(histories, items)[row, place]),
+                pc.if_else(drawn, REASON_DRAWN, reasons),
             ],
             schema=LISTS,
         )
@@ -127,38 +138,131 @@ class Ranker:
     def _best(
         self, vectors: npt.NDArray[np.float32], histories: Sequences
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The k items of largest score that are allowed and not to be left out, in the student's order.
+        """Each user's list: the k items of the largest score, or what the rules make of more candidates.
 
         A re-ranking model belongs here, between the candidates that the index finds and the cut to k.
 
         Returns:
             item_idx [n, k], −1 behind the end of a shorter list, and scores [n, k].
         """
-        n, k, n_items = len(histories), self.config.k, len(self._vectors)
+        n, k, config, rules = len(histories), self.config.k, self.config, self.rules
+        hidden = rules.hidden(histories)
+        if not (rules.caps or rules.lift is not None or config.diversity or self._n_drawn):
+            return self._candidates(vectors, np.arange(n), hidden, k, rules.allowed)
         items, scores = np.full((n, k), -1, np.int64), np.zeros((n, k), np.float32)
-        seen = self._seen(histories)
-        # Of so many candidates k are left, whatever the user has seen. Users are searched together with those who need
-        # about as many, so that one long history does not make the search deep for all; the depth is a power of two
-        # and not the deepest one needed, so that it does not depend on who else is there.
-        needed = k + np.bincount(seen // n_items, minlength=n)
-        exponent = np.ceil(np.log2(needed)).astype(int)
+        # Whose list is short with so many candidates is asked about more, and at last about the whole catalogue.
+        left, depth = np.arange(n), min(max(config.pool, k), len(self._vectors))
+        while left.size:
+            width = depth * (1 + (self._vectors.shape[1] if config.diversity else 0))
+            parts = np.array_split(left, -(-len(left) * width // CANDIDATES))
+            short = [self._fill(part, vectors, histories, hidden, depth, items, scores) for part in parts]
+            left, depth = np.concatenate(short), min(8 * depth, len(self._vectors))
+        return items, scores
+
+    def _fill(
+        self,
+        rows: npt.NDArray[np.int64],
+        vectors: npt.NDArray[np.float32],
+        histories: Sequences,
+        hidden: npt.NDArray[np.int64],
+        depth: int,
+        items: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.int64]:
+        """Write the lists of some rows into `items` and `scores`; returns the rows for which more may be found."""
+        k, config, caps = self.config.k, self.config, self.rules.caps
+        found, found_scores = self._lifted(vectors, rows, hidden, depth)
+        all_there_is = (found[:, -1] < 0) | (depth == len(self._vectors))
+        options: dict[str, Any] = {"n_drawn": self._n_drawn, "diversity": config.diversity}
+        if config.diversity:
+            listed = np.maximum(found, 0)
+            options["directions"] = self._vectors[listed] / self._norms[listed][:, :, None]
+        if self._n_drawn:
+            options["draws"] = self._draws(histories, rows, found)
+        chosen = select(found, found_scores, k, caps, **options)
+        enough = (chosen >= 0).sum(axis=1) >= self._reachable
+        firm = [cap for cap in caps if not cap.gives_way]
+        if len(firm) < len(caps):
+            chosen = select(found, found_scores, k, firm, **options, taken=chosen)
+        done = all_there_is | (enough & (chosen[:, -1] >= 0))
+        row, place = np.nonzero(done[:, None] & (chosen >= 0))
+        column = chosen[row, place]
+        items[rows[row], place], scores[rows[row], place] = found[row, column], found_scores[row, column]
+        missing: npt.NDArray[np.int64] = rows[~done]
+        return missing
+
+    @cached_property
+    def _reachable(self) -> int:
+        """How long a list can be under all caps, as far as the allowed items tell: k, or less."""
+        longest = self.config.k
+        for cap in self.rules.caps:
+            codes = cap.code[self.rules.allowed]
+            in_groups = np.minimum(np.bincount(codes[codes >= 0]), cap.most).sum() + (codes < 0).sum()
+            longest = min(longest, int(in_groups))
+        return longest
+
+    def _lifted(
+        self, vectors: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], hidden: npt.NDArray[np.int64], depth: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The `depth` candidates of the largest score, boosts included, as `_candidates`.
+
+        Items of one boost keep their order among themselves, so that the first of each boost are candidates enough.
+        """
+        lift, allowed = self.rules.lift, self.rules.allowed
+        if lift is None:
+            return self._candidates(vectors, rows, hidden, depth, allowed)
+        parts = []
+        for value in np.unique(lift[allowed]):
+            items, scores = self._candidates(vectors, rows, hidden, depth, allowed & (lift == value))
+            parts.append((items, np.where(items >= 0, scores + value, -np.inf)))
+        if not parts:
+            return np.full((len(rows), depth), -1, np.int64), np.zeros((len(rows), depth), np.float32)
+        items, scores = (np.hstack(each) for each in zip(*parts, strict=True))
+        order = np.lexsort((items, -scores), axis=1)[:, :depth]
+        items, scores = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
+        return items, np.where(items >= 0, scores, 0).astype(np.float32)
+
+    def _candidates(
+        self,
+        vectors: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        hidden: npt.NDArray[np.int64],
+        wanted: int,
+        allowed: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The items of largest score that are allowed and not hidden from the row, in the student's order.
+
+        Returns:
+            item_idx [n, wanted], −1 where a row has no more, and scores [n, wanted].
+        """
+        n_items = len(self._vectors)
+        items, scores = np.full((len(rows), wanted), -1, np.int64), np.zeros((len(rows), wanted), np.float32)
+        # Of so many candidates enough are left, whatever the user has seen. Users are searched together with those who
+        # need about as many, so that one long history does not make the search deep for all; the depth is a power of
+        # two and not the deepest one needed, so that it does not depend on who else is there.
+        begin, end = np.searchsorted(hidden, [rows * n_items, (rows + 1) * n_items])
+        exponent = np.ceil(np.log2(wanted + end - begin)).astype(int)
         for each in np.unique(exponent):
-            rows, depth = np.flatnonzero(exponent == each), min(2 ** int(each), n_items)
-            for part in np.array_split(rows, -(-len(rows) * depth // CANDIDATES)):
-                found_scores, found = self.index.search(vectors[part], depth, allowed=self._allowed)
-                keep = ~_is_in(part[:, None] * n_items + found, seen)
+            places, depth = np.flatnonzero(exponent == each), min(2 ** int(each), n_items)
+            for part in np.array_split(places, -(-len(places) * depth // CANDIDATES)):
+                found_scores, found = self.index.search(vectors[rows[part]], depth, allowed=allowed)
+                keep = ~_is_in(rows[part][:, None] * n_items + found, hidden)
                 rank = np.cumsum(keep, axis=1)
-                at, column = np.nonzero(keep & (rank <= k))
+                at, column = np.nonzero(keep & (rank <= wanted))
                 place = part[at], rank[at, column] - 1
                 items[place], scores[place] = found[at, column], found_scores[at, column]
         return items, scores
 
-    def _seen(self, histories: Sequences) -> npt.NDArray[np.int64]:
-        """What each row must not be shown because of its history: row · n_items + item, sorted, each once."""
-        n_items = len(self._vectors)
-        row = np.repeat(np.arange(len(histories)), histories.lengths)
-        hides = self._hides_seen[histories.event_type] & self._allowed[histories.item_idx]
-        return np.unique(row[hides] * n_items + histories.item_idx[hides])
+    def _draws(
+        self, histories: Sequences, rows: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint32]:
+        """Random numbers [n, C] for candidates, which depend on the user's history, the item, the day and the seed."""
+        day = self.rules.as_of // DAY
+        mixed = seeded_keys(histories.item_idx, self.runtime.seed, STREAM).astype(np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed)])
+        of_row = (sums[histories.offsets[rows + 1]] - sums[histories.offsets[rows]]).astype(np.uint32)
+        of_item = seeded_keys(items, self.runtime.seed, STREAM, day % 2**32)
+        return mix(mix(of_row)[:, None] ^ of_item)
 
     def _explaining_events(self, histories: Sequences, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """For each listed item, the recent event whose item is most similar to it (cosine of the item vectors).
@@ -190,7 +294,7 @@ class Ranker:
     ) -> pa.StringArray:
         """The reasons in words: row[j] is the history of the j-th listed item, event[j] the event that explains it."""
         explained = event >= 0
-        n_event_types = len(self._hides_seen)
+        n_event_types = self._n_event_types
         phrase = np.where(histories.lengths[row] > 0, n_event_types, n_event_types + 1)
         phrase[explained] = histories.event_type[event[explained]]
         item = np.zeros(len(event), np.int64)
@@ -203,7 +307,7 @@ class Ranker:
     def _check(self, histories: Sequences) -> None:
         for name, values, limit in (
             (schema.ITEM_IDX, histories.item_idx, len(self._vectors)),
-            (schema.EVENT_TYPE, histories.event_type, len(self._hides_seen)),
+            (schema.EVENT_TYPE, histories.event_type, self._n_event_types),
         ):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 raise InputError(
@@ -211,29 +315,6 @@ class Ranker:
                     expected=f"0 to {limit - 1}",
                     do="leave out the events whose item or type the dataset does not know",
                 )
-
-
-def _allowed(items: pa.Table, config: RecommendConfig, as_of: datetime) -> npt.NDArray[np.bool_]:
-    """[n_items], which items may be shown; a field that the catalogue does not fill forbids nothing."""
-    is_available = pc.fill_null(
-        pc.less_equal(items["available_from"], pa.scalar(as_of, pa.timestamp("us", "UTC"))), True
-    )
-    if config.in_stock_only:
-        is_available = pc.and_(is_available, pc.fill_null(items["in_stock"], True))
-    return np.asarray(is_available.to_numpy(), dtype=np.bool_)
-
-
-def _event_types_that_hide(config: RecommendConfig, event_types: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """[n_event_types], whether an item with such an event is left out."""
-    if isinstance(config.exclude_seen, str):
-        return np.full(len(event_types), config.exclude_seen == "all")
-    if unknown := sorted(set(config.exclude_seen) - set(event_types)):
-        raise InputError(
-            f"recommend.exclude_seen names {', '.join(map(repr, unknown))}",
-            expected=f'"all", "none", or some of {", ".join(map(repr, event_types))}',
-            do="correct the name",
-        )
-    return np.isin(event_types, config.exclude_seen)
 
 
 def _is_in(values: npt.NDArray[np.int64], ordered: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

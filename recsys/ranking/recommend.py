@@ -59,7 +59,7 @@ def recommend(
         config=config,
         inputs={"dataset": dataset.fingerprint, "student": student.fingerprint, "index": index.fingerprint},
         seed=runtime.seed,
-        modules=("recsys.ranking",),
+        modules=("recsys.hashing", "recsys.items", "recsys.ranking"),
     )
     if force or not recipe.is_current(out):
         ranker = Ranker(dataset, student, index, config, runtime=runtime)
@@ -70,6 +70,7 @@ def recommend(
             _join(parts, ranker, recipe.fingerprint, draft)
             draft.counts = {"users": len(users)} | draft.counts
             draft.info["as_of"] = ranker.as_of.isoformat()
+            draft.info["rules_without_items"] = list(ranker.rules.unmatched)
     return Recommendations.open(out)
 
 

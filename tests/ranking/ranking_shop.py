@@ -36,19 +36,15 @@ def write_dataset(
     out: Path,
     histories: Sequence[Sequence[Event]],
     n_items: int,
-    *,
-    in_stock: Sequence[bool | None] | None = None,
-    available_from: Sequence[datetime | None] | None = None,
+    **catalogue: Sequence[object],
 ) -> Dataset:
     """The files that `recsys ingest` writes. Event p of a user happens p seconds after the start."""
     n_users = len(histories)
-    columns = {
+    columns: dict[str, Sequence[object]] = {
         schema.ITEM_IDX: range(n_items),
         schema.ITEM_ID: [f"i{i}" for i in range(n_items)],
         "title": [f"Title {i}" for i in range(n_items)],
-        "in_stock": in_stock,
-        "available_from": available_from,
-    }
+    } | catalogue
     items = {each.name: columns.get(each.name) or [None] * n_items for each in schema.ITEMS}
     lengths = [len(row) for row in histories]
     tables = {
@@ -106,7 +102,7 @@ def build_shop(
     **catalogue: Sequence[object],
 ) -> tuple[Dataset, Linear, ItemIndex]:
     """Dataset, model and index of one shop."""
-    dataset = write_dataset(folder / "dataset", histories, len(vectors), **catalogue)  # type: ignore[arg-type]
+    dataset = write_dataset(folder / "dataset", histories, len(vectors), **catalogue)
     student = Linear(vectors)
     return dataset, student, build_index(student, index or IndexConfig(), folder / "index", runtime=RUNTIME)
 
