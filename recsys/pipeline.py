@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recsys.evaluation.tuning import Tuning
 
 # Stages that several processes of `torchrun` do together; the others are the first one's, and the rest wait.
-TOGETHER: Final = ("teach", "score", "distill")
+TOGETHER: Final = ("teach", "score", "distill", "recommend")
 
 
 def run(

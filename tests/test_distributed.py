@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from recsys import distributed, pipeline
 from recsys.api import Run
 from recsys.config import load_config
+from recsys.ranking.config import RecommendConfig
+from recsys.ranking.recommend import recommend
 
 # What dropout draws depends on the process; sums in bf16 depend on how they are shared out.
 ALIKE = [
@@ -119,3 +121,24 @@ def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
     script.write_text(WORK)
     done = torchrun(3, str(script), str(tmp_path / "made"))
     assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_make_the_lists_of_one(runs: tuple[Run, Run], tiny_toml: Path, tmp_path: Path) -> None:
+    one = runs[0]
+    settings = [f'run_dir="{one.path}"', *ALIKE, "recommend.shard_users=50", "recommend.k=7"]
+    alone = recommend(
+        one.dataset,
+        one.student,
+        one.index,
+        RecommendConfig(shard_users=50, k=7),
+        tmp_path / "recommendations",
+        runtime=load_config(tiny_toml, settings, env={}).runtime(),
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = torchrun(2, "-m", "recsys", "recommend", "-c", str(tiny_toml), *words)
+    assert done.returncode == 0, done.stderr
+    together = Run(one.path).recommendations
+    assert together.fingerprint == alone.fingerprint
+    same = [name for name in alone.table.column_names if name not in ("score", "reason")]
+    assert together.table.select(same).equals(alone.table.select(same))
+    assert alone.counts["users"] > 100

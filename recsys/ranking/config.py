@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.ingest.config import Moment
+from recsys.spark import SparkConfig
 
 Category = Annotated[
     str, Field(min_length=1, description='a path of the catalogue; all below it is meant, too ("Hair")')
@@ -89,3 +90,15 @@ class RecommendConfig(BaseModel):
     pool: int = Field(
         100, ge=1, description="candidates of a user among which caps, variants, diversity and exploration choose"
     )
+
+    partitions: int = Field(
+        1, ge=1, description="Parquet files that the table is cut into, whole users each; above 1 they lie in a folder"
+    )
+    formats: tuple[Literal["csv", "jsonl"], ...] = Field(
+        (), description='in what else the table is written, beside Parquet: "csv", "jsonl" (a JSON object per line)'
+    )
+    shard_users: int = Field(
+        4096, ge=1, description="users whose lists are made at a time; a killed run resumes at the next shard"
+    )
+    engine: Literal["local", "spark"] = Field("local", description="who makes the lists: this machine, or Spark's")
+    spark: SparkConfig = Field(default_factory=SparkConfig, description='where Spark runs, for engine = "spark"')

@@ -75,7 +75,7 @@ def score(
         config=_what_counts(config),
         inputs={"dataset": dataset.fingerprint, "teacher": teachers[0].fingerprint}
         | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)}
-        | ({} if config.recommendations is None else {"recommendations": hash_file(_lists_of(config.recommendations))}),
+        | ({} if config.recommendations is None else {"recommendations": _hash_of_lists(config.recommendations)}),
         seed=runtime.seed,
         modules=(
             "recsys.hashing",
@@ -239,20 +239,25 @@ def _batch(users: Ints, positions: Ints) -> pa.RecordBatch:
 def _what_counts(config: ScoreConfig) -> ScoreConfig:
     """The config without what decides only how rows are scored; of lists, content and name count, not the folder."""
     defaults, lists = ScoreConfig(), config.recommendations
-    name = None if lists is None else Path(_lists_of(lists).name)
+    name = None if lists is None else Path(_lists_of(lists)[0].name)
     return config.model_copy(update={"engine": defaults.engine, "spark": defaults.spark, "recommendations": name})
 
 
-def _lists_of(folder: Path) -> Path:
-    """The Parquet file of a recommendations artifact."""
+def _lists_of(folder: Path) -> list[Path]:
+    """The Parquet files of a recommendations artifact, in order."""
     file = folder if folder.is_file() else folder / "recommendations.parquet"
-    if not file.is_file():
+    files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
+    if not files or not files[0].is_file():
         raise InputError(
             f"score.recommendations: there are no lists at {folder}",
             expected="a folder that `recsys recommend` wrote",
             do="correct the path, or leave out score.recommendations and score.student_top",
         )
-    return file
+    return files
+
+
+def _hash_of_lists(folder: Path) -> str:
+    return " ".join(hash_file(file) for file in _lists_of(folder))
 
 
 def _student_lists(dataset: Dataset, config: ScoreConfig) -> tuple[npt.NDArray[np.int64], Ints]:
@@ -264,7 +269,8 @@ def _student_lists(dataset: Dataset, config: ScoreConfig) -> tuple[npt.NDArray[n
         return np.zeros(dataset.n_users + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
     users, items = dataset.users[schema.USER_ID].combine_chunks(), dataset.items[schema.ITEM_ID].combine_chunks()
     parts: list[list[Ints]] = [[np.zeros(0, dtype=np.int32)] * 3]
-    for batch in _read_lists(_lists_of(config.recommendations)):
+    batches = (batch for file in _lists_of(config.recommendations) for batch in _read_lists(file))
+    for batch in batches:
         found = pc.index_in(batch[schema.USER_ID], users), pc.index_in(batch[schema.ITEM_ID], items), batch["rank"]
         known = pc.and_(found[0].is_valid(), found[1].is_valid())
         parts.append([column.filter(known).to_numpy() for column in found])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from ranking_shop import RUNTIME, Linear, build_shop, integer_vectors, moment, random_histories, write_dataset
 
@@ -33,11 +36,6 @@ def shop(tmp_path: Path) -> tuple[Dataset, Linear, ItemIndex]:
     return build_shop(tmp_path / "shop", vectors, histories, in_stock=[i != 5 for i in range(N_ITEMS)])
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.ranking.recommend.BLOCK_USERS", 16)
-
-
 @dataclass
 class Dies(Linear):
     """A model whose process is killed when it is asked a third time."""
@@ -48,10 +46,9 @@ class Dies(Linear):
         return super().user_vectors(histories, runtime=runtime)
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_every_user_has_a_list_in_one_table(shop: tuple[Dataset, Linear, ItemIndex], tmp_path: Path) -> None:
     dataset, student, index = shop
-    made = recommend(*shop, RecommendConfig(k=6), tmp_path / "recommendations", runtime=RUNTIME)
+    made = recommend(*shop, RecommendConfig(k=6, shard_users=16), tmp_path / "recommendations", runtime=RUNTIME)
     table = made.table
     assert table.schema.equals(schema.RECOMMENDATIONS)
     assert table["run_id"].unique().to_pylist() == [made.fingerprint]
@@ -76,18 +73,18 @@ def test_every_user_has_a_list_in_one_table(shop: tuple[Dataset, Linear, ItemInd
     assert made.for_user("nobody").num_rows == 0
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bytes(
     shop: tuple[Dataset, Linear, ItemIndex], tmp_path: Path
 ) -> None:
     dataset, student, index = shop
-    undisturbed = recommend(*shop, RecommendConfig(), tmp_path / "a" / "recommendations", runtime=RUNTIME)
+    config = RecommendConfig(shard_users=16)
+    undisturbed = recommend(*shop, config, tmp_path / "a" / "recommendations", runtime=RUNTIME)
     out = tmp_path / "b" / "recommendations"
     with pytest.raises(KeyboardInterrupt):
-        recommend(dataset, Dies(student.item_vectors), index, RecommendConfig(), out, runtime=RUNTIME)
+        recommend(dataset, Dies(student.item_vectors), index, config, out, runtime=RUNTIME)
     assert not out.exists()
     student.asked.clear()
-    resumed = recommend(dataset, student, index, RecommendConfig(), out, runtime=RUNTIME)
+    resumed = recommend(dataset, student, index, config, out, runtime=RUNTIME)
     assert student.asked == [16, 16, 16, 16, 4]  # of seven blocks, two were done
     assert hash_file(resumed.file) == hash_file(undisturbed.file)
     assert [path.name for path in resumed.path.iterdir() if path.name != "manifest.json"] == ["recommendations.parquet"]
@@ -115,6 +112,50 @@ def test_users_can_be_chosen_in_any_order(shop: tuple[Dataset, Linear, ItemIndex
         assert some.for_user(user).select(columns).equals(everyone.for_user(user).select(columns))
     with pytest.raises(InputError, match="names 2 unknown users: 'u100', 'x'"):
         recommend(*shop, RecommendConfig(users=("u1", "x", "u100")), tmp_path / "c" / "r", runtime=RUNTIME)
+
+
+def test_the_table_in_parts_and_in_other_forms_holds_the_same_rows(
+    shop: tuple[Dataset, Linear, ItemIndex], tmp_path: Path
+) -> None:
+    whole = recommend(*shop, RecommendConfig(), tmp_path / "a" / "recommendations", runtime=RUNTIME)
+    config = RecommendConfig(shard_users=16, partitions=3, formats=("csv", "jsonl"))
+    cut = recommend(*shop, config, tmp_path / "b" / "recommendations", runtime=RUNTIME)
+    columns = [name for name in schema.RECOMMENDATIONS.names if name != "run_id"]
+    assert cut.table.select(columns).equals(whole.table.select(columns))
+    assert cut.counts == whole.counts
+    files = sorted(cut.file.glob("*"))
+    assert [file.name for file in files] == [f"part-{number:05d}.parquet" for number in range(3)]
+    users = [set(pq.read_table(file)["user_id"].to_pylist()) for file in files]
+    assert all(users) and not (users[0] & users[1] or users[1] & users[2] or users[0] & users[2])
+    assert cut.for_user("u7").select(columns).equals(whole.for_user("u7").select(columns))
+    rows = cut.table.to_pylist()
+    lines = [json.loads(line) for line in (cut.path / "recommendations.jsonl").read_text().splitlines()]
+    with (cut.path / "recommendations.csv").open(newline="") as file:
+        comma = list(csv.DictReader(file))
+    assert len(lines) == len(comma) == len(rows)
+    for row, line, cells in zip(rows, lines, comma, strict=True):
+        for name in ("user_id", "item_id", "reason", "run_id"):
+            assert row[name] == line[name] == cells[name]
+        assert row["rank"] == line["rank"] == int(cells["rank"])
+        assert row["score"] == pytest.approx(line["score"]) == float(cells["score"])
+        assert datetime.fromisoformat(cells["generated_at"]) == row["generated_at"]
+        assert line["generated_at"] == cells["generated_at"]
+
+
+def test_lists_in_parts_are_candidates_for_the_teacher_s_next_night(
+    shop: tuple[Dataset, Linear, ItemIndex], tmp_path: Path
+) -> None:
+    from recsys.teacher.config import ScoreConfig
+    from recsys.teacher.score import _student_lists
+
+    found = []
+    for partitions in (1, 3):
+        config = RecommendConfig(shard_users=16, partitions=partitions)
+        lists = recommend(*shop, config, tmp_path / str(partitions) / "recommendations", runtime=RUNTIME)
+        found.append(_student_lists(shop[0], ScoreConfig(recommendations=lists.path, student_top=5)))
+    for one, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, three)
+    assert len(found[0][1]) > N_USERS
 
 
 def test_nobody_to_recommend_for_is_an_empty_table(shop: tuple[Dataset, Linear, ItemIndex], tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Recommending on Spark: the users go through the same ranker, in the Python processes of Spark's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys import schema
+from recsys.artifacts import Artifact
+from recsys.errors import InputError
+from recsys.ingest.dataset import Dataset
+from recsys.ranking.config import RecommendConfig
+from recsys.ranking.ranker import Ranker
+from recsys.ranking.recommend import lists_of
+from recsys.retrieval.index import ItemIndex
+from recsys.runtime import Runtime
+from recsys.spark import spark_session
+
+
+def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.int32], scratch: Path) -> list[Path]:
+    """Make the lists of some users on Spark's workers, which open dataset, student and index by path.
+
+    Args:
+        dataset: of the users.
+        ranker: whose student is `recsys.student.model.Student`; a worker builds its own from the same artifacts.
+        users: [n] user_idx, ascending.
+        scratch: for Spark's files; on a cluster all machines must see it, and the artifacts, under the same paths.
+
+    Returns:
+        Parquet files of `recsys.ranking.recommend.lists_of`'s columns, in the order of the users, one after the other.
+
+    Raises:
+        InputError: Spark cannot be started, a worker failed, not all users came back, or the student is no artifact.
+        MissingExtraError: pyspark is not installed.
+    """
+    size = ranker.config.shard_users
+    config, runtime, student = ranker.config, ranker.runtime, ranker.student
+    if not isinstance(student, Artifact):
+        raise InputError(
+            'recommend.engine = "spark" with a student that lies in no folder',
+            expected="one that `recsys distill` wrote",
+            do='set recommend.engine = "local"',
+        )
+    on_worker = partial(
+        _on_worker,
+        (dataset.path.resolve(), student.path.resolve(), ranker.index.path.resolve()),
+        config.model_copy(update={"users": None}).model_dump_json(),
+        replace(runtime, progress=False, threads=1),  # there are as many workers as cores
+    )
+    folder = scratch.resolve() / "lists"
+    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(size)}
+    with spark_session(
+        config.spark, scratch / "spark", runtime, stage="recommend", otherwise="local", fixed=batches
+    ) as session:
+        from pyspark.sql import Observation, functions
+
+        table = pa.table({schema.USER_IDX: users})
+        frame: Any = session.createDataFrame(table)
+        parts = max(-(-len(users) // size), 1)
+        frame = frame.repartitionByRange(parts, schema.USER_IDX).sortWithinPartitions(schema.USER_IDX)
+        listed = frame.mapInArrow(
+            on_worker,
+            f"{schema.USER_IDX} int, row int, {schema.ITEM_IDX} int, {schema.ITEM_ID} string, rank int, score float, "
+            f"reason string, {schema.USER_ID} string",
+        )
+        made = Observation()
+        # A path without a scheme would go to the cluster's own file system, where nobody reads it here.
+        listed.observe(made, functions.count(functions.lit(1)).alias("rows")).write.mode("overwrite").parquet(
+            f"file://{folder}"
+        )
+    files = sorted(folder.glob("part-*.parquet"))
+    found = sum(pq.read_metadata(file).num_rows for file in files)
+    if found != made.get["rows"]:
+        raise InputError(
+            f"of {made.get['rows']} rows that Spark's workers made, {found} are in {folder}",
+            expected="a run folder that all of Spark's machines see under the same path",
+            do='put run_dir on a shared disk, or set recommend.engine = "local"',
+        )
+    return files
+
+
+@cache
+def _opened(paths: tuple[Path, Path, Path], config: str, runtime: Runtime) -> tuple[Dataset, Ranker]:
+    """Once for each Python process of a worker."""
+    from recsys.student.model import Student
+
+    dataset, student, index = Dataset.open(paths[0]), Student.open(paths[1]), ItemIndex.open(paths[2])
+    return dataset, Ranker(dataset, student, index, RecommendConfig.model_validate_json(config), runtime=runtime)
+
+
+def _on_worker(
+    paths: tuple[Path, Path, Path], config: str, runtime: Runtime, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    dataset, ranker = _opened(paths, config, runtime)
+    for batch in batches:
+        users = batch.column(schema.USER_IDX).to_numpy()
+        lists = lists_of(dataset, ranker, users)
+        owner = pa.array(users[lists["row"].to_numpy()], pa.int32())
+        yield from lists.add_column(0, schema.USER_IDX, owner).combine_chunks().to_batches()
