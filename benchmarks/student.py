@@ -195,6 +195,9 @@ def quality(shop: Shop, seeds: list[int], n_users: int, prefix: str = "") -> lis
     """Every seed's student without and with the teacher's word."""
     dataset, figures = shop.dataset, []
     asked = Asked.draw(dataset, n_users)
+    for seed in seeds:  # before the teacher is asked, which takes as long as some of them
+        for each in ("undistilled", "distilled"):
+            shop.student(each, seed)
     teacher = asked_teacher(shop, asked)
     groups = groups_of(dataset, dataset.cases("test"))
     figures += means(f"{prefix}teacher", teacher[asked.sampled])
