@@ -253,10 +253,24 @@ _stage_command(
 )
 _stage_command("distill", "Train the two-tower student. It learns from the log and from the soft labels.")
 _stage_command("index", "Put the item vectors into a FAISS index. Its recall is measured against exact search.")
-_stage_command(
-    "recommend",
-    "Write a list of items for every user. Seen and out-of-stock items are left out; each item has a reason.",
+
+
+@app.command(
+    epilog=_examples(
+        "recsys recommend -c pipelines/sample.toml",
+        "recsys recommend -c shop.toml --set recommend.k=20 --set recommend.diversity=0.2",
+        """recsys recommend -c shop.toml --set 'recommend.blocked_brands=["Acme"]' --set 'recommend.formats=["csv"]'""",
+    )
 )
+def recommend(config: ConfigOption, overrides: SetOption = None, force: ForceOption = False) -> None:
+    """Write a list of items for every user.
+
+    Seen and out-of-stock items are left out, and what other rules forbid ([recommend] in the config); each item has a
+    reason.
+    """
+    run = _run_stage("recommend", config, overrides, force=force)
+    for rule in run.recommendations.manifest["info"]["rules_without_items"]:
+        _say(f"! the catalogue has nothing that recommend.{rule} could mean")
 
 
 @app.command(

@@ -110,6 +110,16 @@ def test_run_prints_progress_to_stderr_and_what_to_open_to_stdout(finished: Run,
     assert all(path.is_file() and "versions" not in path.parts for path in paths)
 
 
+def test_a_rule_that_means_no_item_is_named(finished: Run, tiny_toml: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(finished.path, tmp_path / "run", symlinks=True))
+    rules = ('recommend.blocked_brands=["Nobody\'s brand"]', 'recommend.formats=["csv"]')
+    words = [word for rule in (f'run_dir="{run_dir}"', *rules) for word in ("--set", rule)]
+    done = recsys("recommend", "-c", tiny_toml, *words)
+    assert done.returncode == 0, done.stderr
+    assert "recommend.blocked_brands: Nobody's brand" in done.stderr
+    assert (run_dir / "recommendations" / "recommendations.csv").is_file()
+
+
 def test_evaluate_json_prints_the_figures(finished: Run, tiny_toml: Path) -> None:
     done = recsys("evaluate", "-c", tiny_toml, "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -188,7 +188,7 @@ def _export(table: Path, formats: Sequence[str], runtime: Runtime) -> None:
 
     def with_text_of_times() -> Iterator[pa.RecordBatch]:
         for batch in ds.dataset(table, format="parquet").to_batches():
-            moment = pc.strftime(batch["generated_at"].cast(pa.timestamp("s", "UTC")), format="%Y-%m-%dT%H:%M:%SZ")
+            moment = pc.strftime(batch["generated_at"], format="%Y-%m-%dT%H:%M:%SZ")
             yield pa.RecordBatch.from_arrays([*batch.columns[:-1], moment], schema=as_text)
 
     for name in formats:
