@@ -159,7 +159,7 @@ class Run:
 
         Returns:
             One row per recommended item, in the order of `users` and then by rank: `user_id` (with `users` only),
-            `item_id`, `title`, `rank` from 1, `score` (the student's dot product), `reason`.
+            `item_id`, `title`, `rank` from 1, `score` (the student's dot product and what boosts add), `reason`.
 
         Raises:
             InputError: both or neither of `users` and `history` are given, or an id is unknown.
@@ -186,13 +186,14 @@ class Run:
             columns = ["user_id", *columns]
         else:
             assert history is not None
-            lists = self._ranker(k, exclude_seen).recommend_for(self._history(_strings(history), event_type))
+            ranker = self._ranker(k, exclude_seen)
+            lists = ranker.recommend_for(self._history(_strings(history), event_type, ranker.rules.as_of))
         titles = self.dataset.items["title"].take(lists["item_idx"])
         frame: pd.DataFrame = lists.append_column(pa.field("title", pa.string()), titles).select(columns).to_pandas()
         return frame
 
-    def _history(self, item_ids: pa.StringArray, event_type: str | None) -> Sequences:
-        """A history of one row, all of it at the time of the log's last event."""
+    def _history(self, item_ids: pa.StringArray, event_type: str | None, now: int) -> Sequences:
+        """A history of one row, all of it at the moment that the lists are for (microseconds since 1970)."""
         import numpy as np
 
         from recsys.ingest.dataset import Sequences
@@ -213,7 +214,7 @@ class Run:
             offsets=np.array([0, len(items)]),
             item_idx=items,
             event_type=np.full(len(items), code, np.int8),
-            timestamp=np.full(len(items), log.timestamp.max(initial=0)),
+            timestamp=np.full(len(items), now),
             session=np.zeros(len(items), np.int32),
         )
 
