@@ -88,7 +88,7 @@ LOSS_ITEMS, LOSS_POSITIONS, LOSS_DIM, LOSS_NEGATIVES = 1_000_000, 2048, 128, 100
 PEERS: Final = ("recbole", "rectools")
 RATIOS: Final = {"recbole": 5.0, "rectools": 2.0}
 SASREC: Final = {
-    "epochs": 10, "dim": 64, "layers": 2, "heads": 2, "length": 50, "positions": 256, "dropout": 0.2, "lr": 1e-3,
+    "epochs": 5, "dim": 64, "layers": 2, "heads": 2, "length": 50, "positions": 256, "dropout": 0.2, "lr": 1e-3,
 }  # fmt: skip
 
 
