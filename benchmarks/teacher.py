@@ -100,6 +100,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one teacher for each")
     parser.add_argument("--users", type=int, default=5000, help="test users that are asked")
     parser.add_argument("--examples", type=int, default=4000, help="that the teachers of `ablations` learn on")
+    parser.add_argument(
+        "--ablation",
+        action="append",
+        choices=ABLATIONS,
+        help="one teacher of `ablations` beside the whole; may be repeated",
+    )
     parser.add_argument("--contender", choices=CONTENDERS, help="one process of `speed`; prints JSON")
     parser.add_argument("--rounds", type=int, default=3, help="of the timings")
     options = parser.parse_args()
@@ -117,7 +123,7 @@ def main() -> int:
                 later = later.model_copy(update={"run_dir": Path(config.run_dir) / "temporal"})
                 figures += quality(later, options.seeds, options.users, prefix="temporal.")
             elif part == "ablations":
-                figures += ablations(config, options.examples, options.users)
+                figures += ablations(config, options.examples, options.users, options.ablation or list(ABLATIONS))
             else:
                 figures += speed(options.rounds, config.threads)
     except RecsysError as error:
@@ -146,7 +152,7 @@ def quality(config: PipelineConfig, seeds: list[int], n_users: int, prefix: str 
     return figures
 
 
-def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figure]:
+def ablations(config: PipelineConfig, examples: int, n_users: int, names: list[str]) -> list[Figure]:
     """Teachers that read less or otherwise, on the same candidates."""
     folder = Path(config.run_dir) / "ablations"
     dataset = ingest(config.ingest, Path(config.run_dir) / "dataset", data=config.data, runtime=config.runtime())
@@ -158,8 +164,8 @@ def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figur
     found: dict[str, Values] = {}
     figures: list[Figure] = []
     pools: list[npt.NDArray[np.int32]] = []
-    for name, changes in ABLATIONS.items():
-        changed = config.teach.model_copy(update={**schedule, **changes})
+    for name in dict.fromkeys(["whole", *names]):
+        changed = config.teach.model_copy(update={**schedule, **ABLATIONS[name]})
         teacher = teach(dataset, changed, folder / name, runtime=runtime)
         print(f"{name}: {teacher.manifest['info']['history']}", file=sys.stderr)
         figures.append(Figure(f"ablations.{name}.teach", float(teacher.manifest["seconds"]) / 60, "min"))
@@ -172,6 +178,7 @@ def ablations(config: PipelineConfig, examples: int, n_users: int) -> list[Figur
                 pools.append(packer.retrieve(histories, seen, ABLATION_CANDIDATES))
             parts.append(judge(best_ten(teacher, histories, pools[number], runtime)))
         found[name] = np.concatenate(parts)
+        print(f"{name}: NDCG@10 {found[name][:, 1].mean():.4f}", file=sys.stderr)
     for name, values in found.items():
         figures += [
             Figure(f"ablations.{name}.{metric.column}", float(values[:, place].mean()))
