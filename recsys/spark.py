@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from recsys.errors import InputError, MissingExtraError
 from recsys.runtime import Runtime
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import SparkSession
 
 
@@ -100,3 +101,59 @@ def spark_session(
         ) from error
     finally:
         session.stop()
+
+
+def map_in_arrow(
+    rows: pa.Table,
+    function: Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    result: str,
+    config: SparkConfig,
+    scratch: Path,
+    runtime: Runtime,
+    *,
+    shard_rows: int,
+    stage: str,
+) -> list[Path]:
+    """Let Spark's workers make record batches of others, in order.
+
+    Args:
+        rows: in the order of all their columns, which is the order that is kept.
+        function: makes the batches; it goes to the workers' Python.
+        result: its columns, as Spark's schema says them, such as "user_idx int, score float".
+        config: where Spark runs.
+        scratch: for files; on a cluster all machines must see it under the same path.
+        runtime: threads.
+        shard_rows: rows of a batch at most, and of a partition about.
+        stage: whose, for names and messages, such as "score".
+
+    Returns:
+        Parquet files that hold what was made, one file after the other.
+
+    Raises:
+        InputError: Spark cannot be started, a worker failed, or not all that was made came back.
+        MissingExtraError: pyspark is not installed.
+    """
+    import pyarrow.parquet as pq  # here, because configs import this module
+
+    folder = scratch.resolve() / "made"
+    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(shard_rows)}
+    with spark_session(config, scratch / "spark", runtime, stage=stage, otherwise="local", fixed=batches) as session:
+        from pyspark.sql import Observation, functions
+
+        frame: Any = session.createDataFrame(rows)
+        parts = max(-(-len(rows) // shard_rows), 1)
+        frame = frame.repartitionByRange(parts, *rows.schema.names).sortWithinPartitions(*rows.schema.names)
+        made = Observation()
+        counted = frame.mapInArrow(function, result).observe(made, functions.count(functions.lit(1)).alias("rows"))
+        # A path without a scheme would go to the cluster's own file system, where nobody reads it here.
+        counted.write.mode("overwrite").parquet(f"file://{folder}")
+        n_made = made.get["rows"]
+    files = sorted(folder.glob("part-*.parquet"))
+    found = sum(pq.read_metadata(file).num_rows for file in files)
+    if found != n_made:
+        raise InputError(
+            f"of {n_made} rows that Spark's workers made, {found} are in {folder}",
+            expected="a run folder that all of Spark's machines see under the same path",
+            do=f'put run_dir on a shared disk, or set {stage}.engine = "local"',
+        )
+    return files

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.artifacts import Artifact
@@ -22,7 +20,7 @@ from recsys.ranking.ranker import Ranker
 from recsys.ranking.recommend import lists_of
 from recsys.retrieval.index import ItemIndex
 from recsys.runtime import Runtime
-from recsys.spark import spark_session
+from recsys.spark import map_in_arrow
 
 
 def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.int32], scratch: Path) -> list[Path]:
@@ -41,7 +39,6 @@ def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.i
         InputError: Spark cannot be started, a worker failed, not all users came back, or the student is no artifact.
         MissingExtraError: pyspark is not installed.
     """
-    size = ranker.config.shard_users
     config, runtime, student = ranker.config, ranker.runtime, ranker.student
     if not isinstance(student, Artifact):
         raise InputError(
@@ -55,36 +52,17 @@ def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.i
         config.model_copy(update={"users": None}).model_dump_json(),
         replace(runtime, progress=False, threads=1),  # there are as many workers as cores
     )
-    folder = scratch.resolve() / "lists"
-    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(size)}
-    with spark_session(
-        config.spark, scratch / "spark", runtime, stage="recommend", otherwise="local", fixed=batches
-    ) as session:
-        from pyspark.sql import Observation, functions
-
-        table = pa.table({schema.USER_IDX: users})
-        frame: Any = session.createDataFrame(table)
-        parts = max(-(-len(users) // size), 1)
-        frame = frame.repartitionByRange(parts, schema.USER_IDX).sortWithinPartitions(schema.USER_IDX)
-        listed = frame.mapInArrow(
-            on_worker,
-            f"{schema.USER_IDX} int, row int, {schema.ITEM_IDX} int, {schema.ITEM_ID} string, rank int, score float, "
-            f"reason string, {schema.USER_ID} string",
-        )
-        made = Observation()
-        # A path without a scheme would go to the cluster's own file system, where nobody reads it here.
-        listed.observe(made, functions.count(functions.lit(1)).alias("rows")).write.mode("overwrite").parquet(
-            f"file://{folder}"
-        )
-    files = sorted(folder.glob("part-*.parquet"))
-    found = sum(pq.read_metadata(file).num_rows for file in files)
-    if found != made.get["rows"]:
-        raise InputError(
-            f"of {made.get['rows']} rows that Spark's workers made, {found} are in {folder}",
-            expected="a run folder that all of Spark's machines see under the same path",
-            do='put run_dir on a shared disk, or set recommend.engine = "local"',
-        )
-    return files
+    return map_in_arrow(
+        pa.table({schema.USER_IDX: users}),
+        on_worker,
+        f"{schema.USER_IDX} int, row int, {schema.ITEM_IDX} int, {schema.ITEM_ID} string, rank int, score float, "
+        f"reason string, {schema.USER_ID} string",
+        config.spark,
+        scratch,
+        runtime,
+        shard_rows=config.shard_users,
+        stage="recommend",
+    )
 
 
 @cache

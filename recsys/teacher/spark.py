@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.runtime import Runtime
-from recsys.spark import spark_session
+from recsys.spark import map_in_arrow
 from recsys.teacher.config import ScoreConfig
 from recsys.teacher.model import Teacher
 from recsys.teacher.score import RowScorer
@@ -45,26 +44,22 @@ def score_on_spark(scorer: RowScorer, rows: pa.RecordBatch, scratch: Path, runti
         config.model_copy(update={"recommendations": lists}).model_dump_json(),
         replace(runtime, progress=False, threads=1),  # there are as many workers as cores
     )
-    folder = scratch.resolve() / "scored"
-    batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(config.shard_rows)}
-    with spark_session(
-        config.spark, scratch / "spark", runtime, stage="score", otherwise="local", fixed=batches
-    ) as session:
-        frame: Any = session.createDataFrame(pa.Table.from_batches([rows]))
-        parts = max(-(-len(rows) // config.shard_rows), 1)
-        frame = frame.repartitionByRange(parts, *rows.schema.names).sortWithinPartitions(*rows.schema.names)
-        scored = frame.mapInArrow(
-            on_worker, "user_idx int, position int, candidate array<int>, teacher_logit array<float>"
-        )
-        # A path without a scheme would go to the cluster's own file system, where nobody reads it here.
-        scored.write.mode("overwrite").parquet(f"file://{folder}")
-    files = sorted(folder.glob("part-*.parquet"))
+    files = map_in_arrow(
+        pa.Table.from_batches([rows]),
+        on_worker,
+        "user_idx int, position int, candidate array<int>, teacher_logit array<float>",
+        config.spark,
+        scratch,
+        runtime,
+        shard_rows=config.shard_rows,
+        stage="score",
+    )
     found = sum(pq.read_metadata(file).num_rows for file in files)
     if found != len(rows):
         raise InputError(
-            f"of {len(rows)} rows that Spark scored, {found} are in {folder}",
-            expected="a run folder that all of Spark's machines see under the same path",
-            do='put run_dir on a shared disk, or set score.engine = "local"',
+            f"of {len(rows)} rows, Spark scored {found}",
+            expected="one row of soft labels for each",
+            do='set score.engine = "local"',
         )
     return files
 
