@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from recsys.artifacts import Artifact, create_npy
 from recsys.errors import InputError
+from recsys.hashing import mix, seeded_keys
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.teacher.behaviour import Behaviour, BehaviourTowers
@@ -307,8 +308,13 @@ class Packer:
 
 
 def reranked(logits: npt.NDArray[np.float32], pool: npt.NDArray[np.int32], *, k: int = 10) -> npt.NDArray[np.int32]:
-    """The k candidates of each row with the highest logits, [n, k], of logits and a pool (−1 for none), each [n, C]."""
-    best = np.argsort(np.where(pool < 0, np.inf, -logits), axis=1, kind="stable")[:, :k]
+    """The k candidates of each row with the highest logits, [n, k], of logits and a pool (−1 for none), each [n, C].
+
+    Equal logits stand in a pseudo-random order: left in the order of the pool, a model that knows nothing would look as
+    good as what retrieved it.
+    """
+    order = mix(seeded_keys(np.arange(len(pool)), 0)[:, None] ^ pool.astype(np.uint32))
+    best = np.lexsort((order, np.where(pool < 0, np.inf, -logits)), axis=1)[:, :k]
     return np.take_along_axis(pool, best, axis=1)
 
 

@@ -84,6 +84,7 @@ def teach(
         modules=(
             *MODULES,
             "recsys.evidence",
+            "recsys.hashing",
             "recsys.teacher.adapt",
             "recsys.teacher.behaviour",
             "recsys.teacher.examples",

@@ -14,7 +14,7 @@ from recsys.config import PipelineConfig
 from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences, take
 from recsys.teacher.examples import Examples, draw_candidates, history_rows, own_sequences
-from recsys.teacher.model import PRIOR, TeacherModel, pad_left, split_encoder
+from recsys.teacher.model import PRIOR, TeacherModel, pad_left, reranked, split_encoder
 from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectors, encoder_path, item_texts, load_encoder
@@ -117,6 +117,18 @@ def test_before_training_the_teacher_is_the_evidence(finished: Run) -> None:
     packed = teacher.packer().pack(histories, candidates, device=torch.device("cpu"))
     expected = packed.features @ torch.tensor(PRIOR)
     torch.testing.assert_close(model(packed).detach(), expected)
+
+
+def test_a_teacher_that_knows_nothing_gains_nothing_from_the_order_of_its_pool() -> None:
+    pool = np.argsort(np.random.default_rng(0).random((4000, 40)), axis=1).astype(np.int32)
+    listed = reranked(np.zeros(pool.shape, np.float32), pool)
+    first_of_pool = (listed == pool[:, :1]).any(axis=1)
+    assert abs(first_of_pool.mean() - 10 / 40) < 0.03
+
+    logits = -np.arange(40, dtype=np.float32) * np.ones((4000, 1), np.float32)
+    assert np.array_equal(reranked(logits, pool), pool[:, :10])
+    pool[:, 0] = -1
+    assert np.array_equal(reranked(logits, pool), pool[:, 1:11])
 
 
 def test_a_candidate_is_scored_alike_in_any_company(finished: Run) -> None:
