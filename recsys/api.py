@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from recsys.evaluation.report import Report
     from recsys.evaluation.tuning import Tuning
     from recsys.ingest.dataset import Dataset, Sequences
-    from recsys.ranking.ranker import Ranker
     from recsys.ranking.recommend import Recommendations
+    from recsys.ranking.recommender import Recommender
     from recsys.retrieval.index import ItemIndex
     from recsys.soft_labels import SoftLabels
     from recsys.student.model import Student
@@ -57,7 +57,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rankers: dict[tuple[int, bool | None], Ranker] = {}
+        self._recommenders: dict[tuple[int, bool | None], Recommender] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -181,13 +181,13 @@ class Run:
                 what="users",
                 do="correct the ids; for people who are not in the log give history=[item_id, …]",
             )
-            lists = self._ranker(k, exclude_seen).recommend_for(self.dataset.histories(who))
+            lists = self._recommender(k, exclude_seen).recommend_for(self.dataset.histories(who))
             lists = lists.append_column("user_id", user_ids.take(lists["row"]))
             columns = ["user_id", *columns]
         else:
             assert history is not None
-            ranker = self._ranker(k, exclude_seen)
-            lists = ranker.recommend_for(self._history(_strings(history), event_type, ranker.rules.as_of))
+            recommender = self._recommender(k, exclude_seen)
+            lists = recommender.recommend_for(self._history(_strings(history), event_type, recommender.rules.as_of))
         titles = self.dataset.items["title"].take(lists["item_idx"])
         frame: pd.DataFrame = lists.append_column(pa.field("title", pa.string()), titles).select(columns).to_pandas()
         return frame
@@ -218,18 +218,20 @@ class Run:
             session=np.zeros(len(items), np.int32),
         )
 
-    def _ranker(self, k: int, exclude_seen: bool | None) -> Ranker:
+    def _recommender(self, k: int, exclude_seen: bool | None) -> Recommender:
         from recsys.ranking.config import RecommendConfig
-        from recsys.ranking.ranker import Ranker
+        from recsys.ranking.recommender import Recommender
 
-        if (k, exclude_seen) not in self._rankers:
+        if (k, exclude_seen) not in self._recommenders:
             rules = self.config.recommend.model_dump() | {"k": k}
             if exclude_seen is not None:
                 rules["exclude_seen"] = "all" if exclude_seen else "none"
             config = validated(RecommendConfig, rules, source="Run.recommend")
             runtime = self.config.runtime(progress=False)
-            self._rankers[k, exclude_seen] = Ranker(self.dataset, self.student, self.index, config, runtime=runtime)
-        return self._rankers[k, exclude_seen]
+            self._recommenders[k, exclude_seen] = Recommender(
+                self.dataset, self.student, self.index, config, runtime=runtime
+            )
+        return self._recommenders[k, exclude_seen]
 
     def folder(self, stage: str) -> Path:
         """Where a stage's artifact lies: a link to its present version."""

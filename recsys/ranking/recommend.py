@@ -18,7 +18,7 @@ from recsys.artifacts import Artifact, Draft, Recipe
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.ranking.config import RecommendConfig
-from recsys.ranking.ranker import Ranker
+from recsys.ranking.recommender import Recommender
 from recsys.retrieval.index import ItemIndex, VectorModel, use_threads
 from recsys.runtime import Runtime
 from recsys.spark import SparkConfig
@@ -62,23 +62,23 @@ def recommend(
         modules=("recsys.hashing", "recsys.items", "recsys.ranking"),
     )
     if force or not distributed.from_first(recipe.is_current(out)):
-        ranker = Ranker(dataset, student, index, config, runtime=runtime)
+        recommender = Recommender(dataset, student, index, config, runtime=runtime)
         users = _users(dataset, config)
         with recipe.build(out) as draft:
             use_threads(runtime)
             parts: list[Path] = []
             if config.engine == "local":
-                parts = _by_shards(dataset, ranker, users, draft, runtime)
+                parts = _by_shards(dataset, recommender, users, draft, runtime)
             elif not distributed.rank():  # Spark has its own workers, and needs one process to lead them
                 from recsys.ranking.spark import recommend_on_spark
 
-                parts = recommend_on_spark(dataset, ranker, users, draft.scratch)
+                parts = recommend_on_spark(dataset, recommender, users, draft.scratch)
             if not distributed.rank():
-                _join(parts, ranker, recipe.fingerprint, draft)
+                _join(parts, recommender, recipe.fingerprint, draft)
                 _export(draft.path / FILE, config.formats, runtime)
             draft.counts = {"users": len(users)} | draft.counts
-            draft.info["as_of"] = ranker.as_of.isoformat()
-            draft.info["rules_without_items"] = list(ranker.rules.unmatched)
+            draft.info["as_of"] = recommender.as_of.isoformat()
+            draft.info["rules_without_items"] = list(recommender.rules.unmatched)
     return Recommendations.open(out)
 
 
@@ -126,11 +126,11 @@ def _users(dataset: Dataset, config: RecommendConfig) -> npt.NDArray[np.int32]:
 
 
 def _by_shards(
-    dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.int32], draft: Draft, runtime: Runtime
+    dataset: Dataset, recommender: Recommender, users: npt.NDArray[np.int32], draft: Draft, runtime: Runtime
 ) -> list[Path]:
     """One file for each shard of users, those of a killed build kept; this process makes its share of them."""
     draft.scratch.mkdir(parents=True, exist_ok=True)
-    size = ranker.config.shard_users
+    size = recommender.config.shard_users
     starts = np.arange(0, len(users), size)
     parts = [draft.scratch / f"users-{start:010d}.parquet" for start in starts]
     mine = distributed.part_of(np.arange(len(parts)))
@@ -138,37 +138,37 @@ def _by_shards(
     done = len(mine) - len(missing)
     for place in runtime.track(missing, total=len(mine), initial=done, label="recommend", unit="shard"):
         temporary = parts[place].with_suffix(".tmp")
-        pq.write_table(lists_of(dataset, ranker, users[starts[place] : starts[place] + size]), temporary)
+        pq.write_table(lists_of(dataset, recommender, users[starts[place] : starts[place] + size]), temporary)
         temporary.replace(parts[place])
     distributed.barrier()
     return parts
 
 
-def lists_of(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.int32]) -> pa.Table:
-    """The lists of some users, in their order: the columns of `recsys.ranking.ranker.LISTS`, and user_id."""
-    lists = ranker.recommend_for(dataset.histories(users))
+def lists_of(dataset: Dataset, recommender: Recommender, users: npt.NDArray[np.int32]) -> pa.Table:
+    """The lists of some users, in their order: the columns of `recsys.ranking.recommender.LISTS`, and user_id."""
+    lists = recommender.recommend_for(dataset.histories(users))
     user_ids = dataset.users[schema.USER_ID].take(pa.array(users)).take(lists["row"])
     return lists.append_column(schema.RECOMMENDATIONS.field(schema.USER_ID), user_ids)
 
 
-def _join(parts: Sequence[Path], ranker: Ranker, run_id: str, draft: Draft) -> None:
+def _join(parts: Sequence[Path], recommender: Recommender, run_id: str, draft: Draft) -> None:
     """Write the parts as one table, a row group each, in as many files as the config wants, and count."""
     n_rows = n_full = 0
-    is_shown = np.zeros(len(ranker.allowed), np.bool_)
+    is_shown = np.zeros(len(recommender.allowed), np.bool_)
     files = [draft.path / FILE]
-    if ranker.config.partitions > 1:
+    if recommender.config.partitions > 1:
         files[0].mkdir()
-        files = [files[0] / f"part-{number:05d}.parquet" for number in range(ranker.config.partitions)]
+        files = [files[0] / f"part-{number:05d}.parquet" for number in range(recommender.config.partitions)]
     for file, share in zip(files, np.array_split(np.arange(len(parts)), len(files)), strict=True):
         with pq.ParquetWriter(file, schema.RECOMMENDATIONS, compression="zstd") as writer:
             for place in share:
                 lists = pq.read_table(parts[place])
                 n_rows += len(lists)
-                n_full += pc.sum(pc.equal(lists["rank"], ranker.config.k)).as_py() or 0
+                n_full += pc.sum(pc.equal(lists["rank"], recommender.config.k)).as_py() or 0
                 is_shown[lists[schema.ITEM_IDX].to_numpy()] = True
                 columns = {name: lists[name] for name in lists.column_names} | {
                     "run_id": pa.repeat(run_id, len(lists)),
-                    "generated_at": pa.repeat(pa.scalar(ranker.as_of, pa.timestamp("us", "UTC")), len(lists)),
+                    "generated_at": pa.repeat(pa.scalar(recommender.as_of, pa.timestamp("us", "UTC")), len(lists)),
                 }
                 writer.write_table(
                     pa.table([columns[name] for name in schema.RECOMMENDATIONS.names], schema=schema.RECOMMENDATIONS)

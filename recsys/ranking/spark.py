@@ -1,4 +1,4 @@
-"""Recommending on Spark: the users go through the same ranker, in the Python processes of Spark's workers."""
+"""Recommending on Spark: the users go through the same recommender, in the Python processes of Spark's workers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from recsys.artifacts import Artifact
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.ranking.config import RecommendConfig
-from recsys.ranking.ranker import Ranker
 from recsys.ranking.recommend import lists_of
+from recsys.ranking.recommender import Recommender
 from recsys.retrieval.index import ItemIndex
 from recsys.runtime import Runtime
 from recsys.spark import map_in_arrow
 
 
-def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.int32], scratch: Path) -> list[Path]:
+def recommend_on_spark(
+    dataset: Dataset, recommender: Recommender, users: npt.NDArray[np.int32], scratch: Path
+) -> list[Path]:
     """Make the lists of some users on Spark's workers, which open dataset, student and index by path.
 
     Args:
         dataset: of the users.
-        ranker: whose student is `recsys.student.model.Student`; a worker builds its own from the same artifacts.
+        recommender: whose student is `recsys.student.model.Student`; a worker builds its own from the same artifacts.
         users: [n] user_idx, ascending.
         scratch: for Spark's files; on a cluster all machines must see it, and the artifacts, under the same paths.
 
@@ -39,7 +41,7 @@ def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.i
         InputError: Spark cannot be started, a worker failed, not all users came back, or the student is no artifact.
         MissingExtraError: pyspark is not installed.
     """
-    config, runtime, student = ranker.config, ranker.runtime, ranker.student
+    config, runtime, student = recommender.config, recommender.runtime, recommender.student
     if not isinstance(student, Artifact):
         raise InputError(
             'recommend.engine = "spark" with a student that lies in no folder',
@@ -48,7 +50,7 @@ def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.i
         )
     on_worker = partial(
         _on_worker,
-        (dataset.path.resolve(), student.path.resolve(), ranker.index.path.resolve()),
+        (dataset.path.resolve(), student.path.resolve(), recommender.index.path.resolve()),
         config.model_copy(update={"users": None}).model_dump_json(),
         replace(runtime, progress=False, threads=1),  # there are as many workers as cores
     )
@@ -66,20 +68,20 @@ def recommend_on_spark(dataset: Dataset, ranker: Ranker, users: npt.NDArray[np.i
 
 
 @cache
-def _opened(paths: tuple[Path, Path, Path], config: str, runtime: Runtime) -> tuple[Dataset, Ranker]:
+def _opened(paths: tuple[Path, Path, Path], config: str, runtime: Runtime) -> tuple[Dataset, Recommender]:
     """Once for each Python process of a worker."""
     from recsys.student.model import Student
 
     dataset, student, index = Dataset.open(paths[0]), Student.open(paths[1]), ItemIndex.open(paths[2])
-    return dataset, Ranker(dataset, student, index, RecommendConfig.model_validate_json(config), runtime=runtime)
+    return dataset, Recommender(dataset, student, index, RecommendConfig.model_validate_json(config), runtime=runtime)
 
 
 def _on_worker(
     paths: tuple[Path, Path, Path], config: str, runtime: Runtime, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    dataset, ranker = _opened(paths, config, runtime)
+    dataset, recommender = _opened(paths, config, runtime)
     for batch in batches:
         users = batch.column(schema.USER_IDX).to_numpy()
-        lists = lists_of(dataset, ranker, users)
+        lists = lists_of(dataset, recommender, users)
         owner = pa.array(users[lists["row"].to_numpy()], pa.int32())
         yield from lists.add_column(0, schema.USER_IDX, owner).combine_chunks().to_batches()

@@ -18,8 +18,8 @@ from recsys.artifacts import Recipe, hash_file
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ranking.config import RecommendConfig
-from recsys.ranking.ranker import Ranker
 from recsys.ranking.recommend import Recommendations, recommend
+from recsys.ranking.recommender import Recommender
 from recsys.retrieval.config import IndexConfig
 from recsys.retrieval.index import ItemIndex, Vectors, build_index
 from recsys.runtime import Runtime
@@ -61,7 +61,7 @@ def test_every_user_has_a_list_in_one_table(shop: tuple[Dataset, Linear, ItemInd
     }
 
     users = np.arange(N_USERS, dtype=np.int32)
-    whole = Ranker(dataset, student, index, RecommendConfig(k=6), runtime=RUNTIME).recommend_for(
+    whole = Recommender(dataset, student, index, RecommendConfig(k=6), runtime=RUNTIME).recommend_for(
         dataset.histories(users)
     )
     assert table["user_id"].to_pylist() == [f"u{row}" for row in whole["row"].to_pylist()]

@@ -22,12 +22,12 @@ from ranking_shop import (
     permuted,
     random_histories,
 )
-from test_ranker import everyone, lists_of
+from test_recommender import everyone, lists_of
 
 from recsys.errors import InputError
 from recsys.ranking.config import Again, Boost, RecommendConfig
-from recsys.ranking.ranker import REASON_DRAWN, Ranker
 from recsys.ranking.recommend import recommend
+from recsys.ranking.recommender import REASON_DRAWN, Recommender
 from recsys.ranking.rules import Cap
 from recsys.ranking.select import select
 
@@ -159,7 +159,7 @@ def test_lists_under_all_rules_are_those_made_by_hand(
     with tempfile.TemporaryDirectory() as folder:
         dataset, student, index = build_shop(Path(folder), vectors, histories, **shown)
         rows = dataset.histories(everyone(6))
-        table = Ranker(dataset, student, index, config, runtime=RUNTIME).recommend_for(rows)
+        table = Recommender(dataset, student, index, config, runtime=RUNTIME).recommend_for(rows)
         users = student.user_vectors(rows)
         items = dataset.items.to_pylist()
     found = lists_of(table, 6)
@@ -196,11 +196,11 @@ def test_diverse_and_drawn_lists_obey_rules_and_do_not_depend_on_company(
     )
     with tempfile.TemporaryDirectory() as folder:
         dataset, student, index = build_shop(Path(folder), vectors, histories, **shown)
-        ranker = Ranker(dataset, student, index, config, runtime=RUNTIME)
+        recommender = Recommender(dataset, student, index, config, runtime=RUNTIME)
         rows = dataset.histories(everyone(8))
-        table = ranker.recommend_for(rows)
+        table = recommender.recommend_for(rows)
         order = rng.permutation(8)
-        turned = lists_of(ranker.recommend_for(permuted(rows, order)), 8)
+        turned = lists_of(recommender.recommend_for(permuted(rows, order)), 8)
         items = dataset.items.to_pylist()
     found = lists_of(table, 8)
     assert [turned[list(order).index(user)] for user in range(8)] == found
@@ -239,9 +239,11 @@ def test_what_is_drawn_comes_from_the_candidates_and_changes_from_day_to_day(tmp
     tables = []
     for day in (1, 1, 2):
         config = RecommendConfig(k=10, pool=30, explore=0.3, as_of=moment(day * 86400))
-        tables.append(lists_of(Ranker(dataset, student, index, config, runtime=RUNTIME).recommend_for(rows), 400))
+        tables.append(lists_of(Recommender(dataset, student, index, config, runtime=RUNTIME).recommend_for(rows), 400))
     assert tables[0] == tables[1] != tables[2]
-    plain = lists_of(Ranker(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME).recommend_for(rows), 400)
+    plain = lists_of(
+        Recommender(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME).recommend_for(rows), 400
+    )
     places = np.array([[plain[user].index(item) for item in table[7:]] for user, table in enumerate(tables[0])])
     assert all(table[:7] == best[:7] for table, best in zip(tables[0], plain, strict=True))
     # Uniform over the places 7 to 29: mean 18, standard error of 1200 draws .19.
@@ -254,9 +256,11 @@ def test_a_cap_that_cannot_be_kept_gives_way_and_one_of_variants_does_not(tmp_pa
     dataset, student, index = build_shop(tmp_path, vectors, [[]], **shown)
     rows = dataset.histories(everyone(1))
     capped = RecommendConfig(k=6, pool=6, max_per_brand=2)
-    assert lists_of(Ranker(dataset, student, index, capped, runtime=RUNTIME).recommend_for(rows), 1) == [list(range(6))]
+    assert lists_of(Recommender(dataset, student, index, capped, runtime=RUNTIME).recommend_for(rows), 1) == [
+        list(range(6))
+    ]
     variants = RecommendConfig(k=6, pool=2, one_of_variants=True)
-    found = lists_of(Ranker(dataset, student, index, variants, runtime=RUNTIME).recommend_for(rows), 1)
+    found = lists_of(Recommender(dataset, student, index, variants, runtime=RUNTIME).recommend_for(rows), 1)
     assert found == [[0, 4, 8, 12, 16]]
 
 
@@ -284,7 +288,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     shop = build_shop(tmp_path, integer_vectors(np.random.default_rng(0), 5), [[]])
     config = RecommendConfig(again=(Again(after_days=1, event_types=("buy",)),))
     with pytest.raises(InputError, match=r"recommend\.again\.event_types names 'buy'"):
-        Ranker(*shop, config, runtime=RUNTIME)
+        Recommender(*shop, config, runtime=RUNTIME)
 
 
 def test_nothing_to_choose_from_is_an_empty_list() -> None:

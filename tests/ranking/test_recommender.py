@@ -1,4 +1,4 @@
-"""The ranker: rules hold, nobody comes short, and each list equals the one that a patient clerk would write."""
+"""The recommender: rules hold, nobody comes short, and each list equals the one that a patient clerk would write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ranking_shop import (
 from recsys.errors import InputError
 from recsys.ingest.dataset import Sequences
 from recsys.ranking.config import RecommendConfig
-from recsys.ranking.ranker import LISTS, Ranker
+from recsys.ranking.recommender import LISTS, Recommender
 from recsys.retrieval.config import IndexConfig
 
 SAYS = {
@@ -104,9 +104,9 @@ def test_lists_and_reasons_are_those_made_by_hand(
         dataset, student, index = build_shop(
             Path(folder), vectors, histories, in_stock=in_stock, available_from=available_from
         )
-        ranker = Ranker(dataset, student, index, config, runtime=RUNTIME)
+        recommender = Recommender(dataset, student, index, config, runtime=RUNTIME)
         rows = dataset.histories(everyone(n_users))
-        table = ranker.recommend_for(rows)
+        table = recommender.recommend_for(rows)
         users = student.user_vectors(rows)
 
     now = as_of or moment(max((len(history) for history in histories), default=0) - 1)
@@ -136,11 +136,11 @@ def test_the_order_and_the_company_of_users_change_nothing(seed: int) -> None:
     histories = random_histories(rng, 30, 40, 60)
     with tempfile.TemporaryDirectory() as folder:
         dataset, student, index = build_shop(Path(folder), integer_vectors(rng, 40), histories)
-        ranker = Ranker(dataset, student, index, RecommendConfig(k=7), runtime=RUNTIME)
+        recommender = Recommender(dataset, student, index, RecommendConfig(k=7), runtime=RUNTIME)
         rows = dataset.histories(everyone(30))
-        together = ranker.recommend_for(rows)
+        together = recommender.recommend_for(rows)
         order = rng.permutation(30)[: rng.integers(1, 31)]
-        shuffled = ranker.recommend_for(permuted(rows, order))
+        shuffled = recommender.recommend_for(permuted(rows, order))
     columns = ["item_id", "rank", "score", "reason"]
     for place, user in enumerate(order):
         mine = together.filter(pa.compute.equal(together["row"], user)).select(columns)
@@ -162,7 +162,7 @@ def test_an_approximate_index_leaves_nobody_short(kind: str, tmp_path: Path) -> 
         tmp_path, vectors, histories, index=IndexConfig(type=kind, target_recall=0.9), in_stock=in_stock
     )
     assert index.manifest["info"]["type"] == kind
-    table = Ranker(dataset, student, index, RecommendConfig(k=k), runtime=RUNTIME).recommend_for(
+    table = Recommender(dataset, student, index, RecommendConfig(k=k), runtime=RUNTIME).recommend_for(
         dataset.histories(everyone(len(histories)))
     )
     lists = lists_of(table, len(histories))
@@ -179,8 +179,8 @@ def test_a_reason_looks_at_the_last_twenty_events_and_takes_the_most_recent_of_e
     vectors[25] = vectors[0] + vectors[1]  # like both
     old_then_new = [(0, 2), *[(i, 0) for i in range(2, 20)], (1, 1)]  # 20 events: item 0 is the oldest that counts
     dataset, student, index = build_shop(tmp_path, vectors, [old_then_new, [*old_then_new, (20, 0)], [(0, 0), (0, 2)]])
-    ranker = Ranker(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME)
-    table = ranker.recommend_for(dataset.histories(everyone(3)))
+    recommender = Recommender(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME)
+    table = recommender.recommend_for(dataset.histories(everyone(3)))
     said = {(row["row"], row["item_idx"]): row["reason"] for row in table.to_pylist()}
     assert said[0, 25] == "because you added Title 1 to your cart"
     assert said[2, 25] == "because you bought Title 0"
@@ -189,7 +189,7 @@ def test_a_reason_looks_at_the_last_twenty_events_and_takes_the_most_recent_of_e
     without_1 = vectors.copy()
     without_1[25] = vectors[0]
     dataset, student, index = build_shop(tmp_path / "b", without_1, [old_then_new, [*old_then_new, (20, 0)]])
-    table = Ranker(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME).recommend_for(
+    table = Recommender(dataset, student, index, RecommendConfig(k=30), runtime=RUNTIME).recommend_for(
         dataset.histories(everyone(2))
     )
     said = {(row["row"], row["item_idx"]): row["reason"] for row in table.to_pylist()}
@@ -200,10 +200,10 @@ def test_a_reason_looks_at_the_last_twenty_events_and_takes_the_most_recent_of_e
 def test_no_users_and_nothing_to_recommend_give_empty_tables(tmp_path: Path) -> None:
     dataset, student, index = build_shop(tmp_path, np.eye(3, dtype=np.float32), [[(0, 0)]], in_stock=[False] * 3)
     for rules in (RecommendConfig(), RecommendConfig(in_stock_only=False)):
-        ranker = Ranker(dataset, student, index, rules, runtime=RUNTIME)
-        assert ranker.recommend_for(dataset.histories(everyone(0))).equals(LISTS.empty_table())
+        recommender = Recommender(dataset, student, index, rules, runtime=RUNTIME)
+        assert recommender.recommend_for(dataset.histories(everyone(0))).equals(LISTS.empty_table())
     assert (
-        Ranker(dataset, student, index, RecommendConfig(), runtime=RUNTIME)
+        Recommender(dataset, student, index, RecommendConfig(), runtime=RUNTIME)
         .recommend_for(dataset.histories(everyone(1)))
         .equals(LISTS.empty_table())
     )
@@ -212,13 +212,13 @@ def test_no_users_and_nothing_to_recommend_give_empty_tables(tmp_path: Path) -> 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     dataset, student, index = build_shop(tmp_path, np.eye(3, dtype=np.float32), [[(0, 0)]])
     with pytest.raises(InputError, match="exclude_seen names 'bought'") as error:
-        Ranker(dataset, student, index, RecommendConfig(exclude_seen=("bought", "view")))
+        Recommender(dataset, student, index, RecommendConfig(exclude_seen=("bought", "view")))
     assert "'wishlist'" in error.value.expected
     with pytest.raises(InputError, match="different runs"):
-        Ranker(dataset, Linear(student.item_vectors, "trained again"), index, RecommendConfig())
-    ranker = Ranker(dataset, student, index, RecommendConfig(), runtime=RUNTIME)
+        Recommender(dataset, Linear(student.item_vectors, "trained again"), index, RecommendConfig())
+    recommender = Recommender(dataset, student, index, RecommendConfig(), runtime=RUNTIME)
     one = np.zeros(1, np.int64)
     for item, code, named in ((3, 0, "item_idx"), (-1, 0, "item_idx"), (0, 4, "event_type")):
         history = Sequences(np.array([0, 1]), one.astype(np.int32) + item, one.astype(np.int8) + code, one, one)
         with pytest.raises(InputError, match=f"hold a {named} from"):
-            ranker.recommend_for(history)
+            recommender.recommend_for(history)

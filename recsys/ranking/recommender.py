@@ -21,7 +21,7 @@ from recsys.ranking.select import select
 from recsys.retrieval.index import ItemIndex, VectorModel
 from recsys.runtime import Runtime
 
-# What `Ranker.recommend_for` returns: `row` is the place of the history in the call.
+# What `Recommender.recommend_for` returns: `row` is the place of the history in the call.
 LISTS: Final = pa.schema(
     [
         pa.field("row", pa.int32(), nullable=False),
@@ -50,7 +50,7 @@ STREAM: Final = 11  # of what is drawn, among the uses of a run's seed
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Ranker:
+class Recommender:
     """Recommends for any histories of one shop, under one set of rules.
 
     What is the same for all users is prepared once: which items may be shown, titles and norms of the item vectors.
