@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 
 from recsys import schema
 
+Floats = npt.NDArray[np.floating]
+
 
 def group_codes(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
     """[n] int32, a number for each distinct value in the order of their first item, −1 for null."""
@@ -29,6 +31,55 @@ def category_codes(categories: pa.ChunkedArray, *, levels: int | None = None) ->
         split = pc.split_pattern(names, schema.CATEGORY_SEPARATOR)
         names = pc.binary_join(pc.list_slice(split, 0, levels), schema.CATEGORY_SEPARATOR)
     return group_codes(names)
+
+
+def group_shares(
+    groups: npt.NDArray[np.int32], history: npt.NDArray[np.int32], weight: Floats, candidates: npt.NDArray[np.integer]
+) -> Floats:
+    """How much of a history has the candidate's brand, category, or whatever else groups items.
+
+    Args:
+        groups: [n_items, G] from `group_codes`.
+        history: [n, H] items, any where the weight is 0.
+        weight: [n, H], what each counts.
+        candidates: [n, C] items.
+
+    Returns:
+        [n, C, G], from 0 to 1; 0 for a candidate of no group.
+    """
+    share = weight / np.maximum(weight.sum(1, keepdims=True), 1e-9)
+    columns = [
+        np.einsum(
+            "nh,nhc->nc",
+            share,
+            (of[history][:, :, None] == of[candidates][:, None]) & (of[candidates] >= 0)[:, None],
+        )
+        for of in groups.T
+    ]
+    return np.stack(columns, axis=-1)
+
+
+def log_prices(items: pa.Table) -> npt.NDArray[np.float32]:
+    """[n_items] float32 natural logarithms, NaN where there is no price or none above 0."""
+    price = items["price"].to_numpy().astype(np.float64)
+    return np.log(np.where(price > 0, price, np.nan)).astype(np.float32)
+
+
+def price_distance(
+    log_price: Floats, history: npt.NDArray[np.int32], weight: Floats, candidates: npt.NDArray[np.integer]
+) -> Floats:
+    """|log price − the weighted mean log price of the history|, [n, C]; 0 where either is unknown.
+
+    Args:
+        log_price: [n_items] from `log_prices`.
+        history: [n, H] items, any where the weight is 0.
+        weight: [n, H], what each counts.
+        candidates: [n, C] items.
+    """
+    priced = weight * ~np.isnan(log_price[history])
+    usual = (priced * np.nan_to_num(log_price[history])).sum(1) / np.maximum(priced.sum(1), 1e-9)
+    distance = np.nan_to_num(np.abs(log_price[candidates] - usual[:, None]))
+    return np.where((priced.sum(1) > 0)[:, None], distance, 0.0)
 
 
 def centred_vectors(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

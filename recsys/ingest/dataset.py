@@ -250,6 +250,16 @@ def take(sequences: Sequences, begin: npt.NDArray[np.int64], count: npt.NDArray[
     )
 
 
+def pad_left(rows: Sequences, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The `last` events of each row: item_idx [n, last] (−1 for padding on the left) and event_type (0 there)."""
+    length = np.minimum(rows.lengths, last)
+    place = rows.offsets[1:, None] - last + np.arange(last)[None, :]
+    mask = np.arange(last)[None, :] >= last - length[:, None]
+    items, types = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.int64)
+    items[mask], types[mask] = rows.item_idx[place[mask]], rows.event_type[place[mask]]
+    return items, types
+
+
 def _joined(parts: list[Sequences], count: npt.NDArray[np.int64]) -> Sequences:
     """Each user's events of all parts, one after the other.
 

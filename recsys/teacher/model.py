@@ -18,7 +18,7 @@ from torch.nn import functional
 from recsys.artifacts import Artifact, create_npy
 from recsys.errors import InputError
 from recsys.hashing import mix, seeded_keys
-from recsys.ingest.dataset import Dataset, Sequences, take
+from recsys.ingest.dataset import Dataset, Sequences, pad_left, take
 from recsys.runtime import Runtime
 from recsys.teacher.behaviour import Behaviour, BehaviourTowers
 from recsys.teacher.config import TeachConfig
@@ -316,16 +316,6 @@ def reranked(logits: npt.NDArray[np.float32], pool: npt.NDArray[np.int32], *, k:
     order = mix(seeded_keys(np.arange(len(pool)), 0)[:, None] ^ pool.astype(np.uint32))
     best = np.lexsort((order, np.where(pool < 0, np.inf, -logits)), axis=1)[:, :k]
     return np.take_along_axis(pool, best, axis=1)
-
-
-def pad_left(rows: Sequences, last: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The `last` events of each row: item_idx [n, last] (−1 for padding on the left) and event_type (0 there)."""
-    length = np.minimum(rows.lengths, last)
-    place = rows.offsets[1:, None] - last + np.arange(last)[None, :]
-    mask = np.arange(last)[None, :] >= last - length[:, None]
-    items, types = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.int64)
-    items[mask], types[mask] = rows.item_idx[place[mask]], rows.event_type[place[mask]]
-    return items, types
 
 
 class Teacher(Artifact):

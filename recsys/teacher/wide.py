@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.evidence import Cooccurrence, Floats, Ints, OwnPart
 from recsys.ingest.dataset import Sequences
-from recsys.items import category_codes, centred_vectors, group_codes
+from recsys.items import category_codes, centred_vectors, group_codes, group_shares, log_prices, price_distance
 
 _ARRAYS: Final = ("text", "neighbours", "kernel", "groups", "log_price")
 
@@ -75,7 +75,6 @@ class WideEvidence:
         """
         cooccurrence = Cooccurrence.fit(train, len(items))
         successors = Cooccurrence.fit(train, len(items), window=1, backward=0.0)
-        price = items["price"].to_numpy().astype(np.float64)
         codes = [group_codes(items["brand"]), *(category_codes(items["category"], levels=n) for n in (None, 2))]
         groups = np.stack(codes, axis=1)
         text = centred_vectors(text)
@@ -91,7 +90,7 @@ class WideEvidence:
             torch.cat([block.values for block in blocks]).sub_(1).mul_(12).exp_().numpy(),
             successors,
             groups,
-            np.log(np.where(price > 0, price, np.nan)).astype(np.float32),
+            log_prices(items),
         )
 
     def save(self, path: Path) -> None:
@@ -143,18 +142,6 @@ class WideEvidence:
         age = np.arange(history.shape[1])[::-1]
         kernel = np.exp(12 * (cosine - 1)) * there[:, :, None]
         weight = self.TEXT_DECAY**age * there
-        share = weight / np.maximum(weight.sum(1, keepdims=True), 1e-9)
-        groups = [
-            np.einsum(
-                "nh,nhc->nc",
-                share,
-                (of[source][:, :, None] == of[candidates][:, None]) & (of[candidates] >= 0)[:, None],
-            )
-            for of in self.groups.T
-        ]
-        priced = weight * ~np.isnan(self.log_price[source])
-        usual = (priced * np.nan_to_num(self.log_price[source])).sum(1) / np.maximum(priced.sum(1), 1e-9)
-        distance = np.nan_to_num(np.abs(self.log_price[candidates] - usual[:, None]))
         return np.stack(
             [
                 np.log(0.01 + np.einsum("h,nhc->nc", Cooccurrence.DECAY**age, similarity)),
@@ -163,8 +150,8 @@ class WideEvidence:
                 np.log(0.05 + np.einsum("h,nhc->nc", self.TEXT_DECAY**age, kernel)),
                 np.where(there[:, :, None], cosine, -1.0).max(axis=1),
                 np.log1p(target_count),
-                *groups,
-                -np.where((priced.sum(1) > 0)[:, None], distance, 0.0),
+                *np.moveaxis(group_shares(self.groups, source, weight, candidates), -1, 0),
+                -price_distance(self.log_price, source, weight, candidates),
             ],
             axis=-1,
         ).astype(np.float32)

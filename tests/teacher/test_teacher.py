@@ -12,9 +12,9 @@ from recsys.api import Run
 from recsys.artifacts import hash_file
 from recsys.config import PipelineConfig
 from recsys.errors import InputError
-from recsys.ingest.dataset import Sequences, take
+from recsys.ingest.dataset import Sequences, pad_left, take
 from recsys.teacher.examples import Examples, draw_candidates, history_rows, own_sequences
-from recsys.teacher.model import PRIOR, TeacherModel, pad_left, reranked, split_encoder
+from recsys.teacher.model import PRIOR, TeacherModel, reranked, split_encoder
 from recsys.teacher.teach import teach
 from recsys.teacher.wide import WideEvidence
 from recsys.text import TextVectors, encoder_path, item_texts, load_encoder
