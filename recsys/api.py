@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recsys.evaluation.report import Report
     from recsys.evaluation.tuning import Tuning
     from recsys.ingest.dataset import Dataset, Sequences
+    from recsys.ranking.ranker import Ranker
     from recsys.ranking.recommend import Recommendations
     from recsys.ranking.recommender import Recommender
     from recsys.retrieval.index import ItemIndex
@@ -103,6 +104,13 @@ class Run:
         return ItemIndex.open(self.folder("index"))
 
     @cached_property
+    def ranker(self) -> Ranker:
+        """What orders candidates."""
+        from recsys.ranking.ranker import Ranker
+
+        return Ranker.open(self.folder("rank"))
+
+    @cached_property
     def recommendations(self) -> Recommendations:
         """The lists that were written for all users."""
         from recsys.ranking.recommend import Recommendations
@@ -159,7 +167,8 @@ class Run:
 
         Returns:
             One row per recommended item, in the order of `users` and then by rank: `user_id` (with `users` only),
-            `item_id`, `title`, `rank` from 1, `score` (the student's dot product and what boosts add), `reason`.
+            `item_id`, `title`, `rank` from 1, `score` (the ranker's, or without one the student's dot product, and what
+            boosts add), `source`, `reason`.
 
         Raises:
             InputError: both or neither of `users` and `history` are given, or an id is unknown.
@@ -172,7 +181,7 @@ class Run:
                 expected="users=[user_id, …] for people in the log, or history=[item_id, …] for anybody",
                 do="give one of them",
             )
-        columns = ["item_id", "title", "rank", "score", "reason"]
+        columns = ["item_id", "title", "rank", "score", "source", "reason"]
         if users is not None:
             user_ids = _strings([users] if isinstance(users, str) else users)
             who = _positions(
@@ -229,7 +238,12 @@ class Run:
             config = validated(RecommendConfig, rules, source="Run.recommend")
             runtime = self.config.runtime(progress=False)
             self._recommenders[k, exclude_seen] = Recommender(
-                self.dataset, self.student, self.index, config, runtime=runtime
+                self.dataset,
+                self.student,
+                self.index,
+                config,
+                ranker=self.ranker if self.config.use_ranker else None,
+                runtime=runtime,
             )
         return self._recommenders[k, exclude_seen]
 

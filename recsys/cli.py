@@ -253,6 +253,7 @@ _stage_command(
 )
 _stage_command("distill", "Train the two-tower student. It learns from the log and from the soft labels.")
 _stage_command("index", "Put the item vectors into a FAISS index. Its recall is measured against exact search.")
+_stage_command("rank", "Learn to order candidates of several sources. The model that is best on validation is kept.")
 
 
 @app.command(

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from recsys.errors import InputError
 from recsys.evaluation.config import EvaluateConfig, TuningConfig
 from recsys.ingest.config import IngestConfig
-from recsys.ranking.config import RecommendConfig
+from recsys.ranking.config import RankConfig, RecommendConfig
 from recsys.retrieval.config import IndexConfig
 from recsys.runtime import Runtime
 from recsys.student.config import DistillConfig
@@ -32,6 +32,7 @@ STAGES: Final[Mapping[str, str]] = {
     "score": "soft_labels",
     "distill": "student",
     "index": "index",
+    "rank": "ranker",
     "recommend": "recommendations",
     "evaluate": "report",
 }
@@ -73,12 +74,14 @@ class PipelineConfig(BaseModel):
         pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
     )
     use_teacher: bool = Field(True, description="false leaves out teach and score: the student learns from the log")
+    use_ranker: bool = Field(True, description="false leaves out rank: lists are the student's, in its order")
 
     ingest: IngestConfig = Field(default_factory=IngestConfig, description="logs and catalogue to a dataset")
     teach: TeachConfig = Field(default_factory=TeachConfig, description="fine-tuning of the cross-encoder")
     score: ScoreConfig = Field(default_factory=ScoreConfig, description="the teacher's scores, kept as soft labels")
     distill: DistillConfig = Field(default_factory=DistillConfig, description="training of the two-tower student")
     index: IndexConfig = Field(default_factory=IndexConfig, description="the item index")
+    rank: RankConfig = Field(default_factory=RankConfig, description="sources of candidates, and what orders them")
     recommend: RecommendConfig = Field(default_factory=RecommendConfig, description="the lists that are written")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the report")
     baselines: TuningConfig = Field(
@@ -98,7 +101,11 @@ class PipelineConfig(BaseModel):
 
     def stages(self) -> list[str]:
         """Names of the stages that this config runs, in order."""
-        return [stage for stage in STAGES if self.use_teacher or stage not in ("teach", "score")]
+        left_out = {
+            *(() if self.use_teacher else ("teach", "score")),
+            *(() if self.use_ranker else ("rank",)),
+        }
+        return [stage for stage in STAGES if stage not in left_out]
 
 
 def load_config(

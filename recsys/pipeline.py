@@ -18,6 +18,8 @@ from recsys.runtime import Runtime
 if TYPE_CHECKING:
     from recsys.evaluation.tuning import Tuning
 
+# What leaves a stage out.
+_SWITCHES: Final = {"teach": "use_teacher", "score": "use_teacher", "rank": "use_ranker"}
 # Stages that several processes of `torchrun` do together; the others are the first one's, and the rest wait.
 TOGETHER: Final = ("teach", "score", "distill", "recommend")
 
@@ -167,15 +169,22 @@ def _call(stage: str, config: PipelineConfig, out: Path, *, runtime: Runtime, fo
             from recsys.retrieval.index import build_index
 
             return build_index(run.student, config.index, out, dataset=run.dataset, **options)
+        case "rank":
+            from recsys.ranking.ranker import train_ranker
+
+            return train_ranker(run.dataset, run.student, run.index, config.rank, out, text=run.text_vectors, **options)
         case "recommend":
             from recsys.ranking.recommend import recommend
 
-            return recommend(run.dataset, run.student, run.index, config.recommend, out, **options)
+            ranker = run.ranker if config.use_ranker else None
+            return recommend(run.dataset, run.student, run.index, config.recommend, out, ranker=ranker, **options)
         case "evaluate":
             from recsys.evaluation.evaluate import evaluate
 
             teacher = run.teacher if config.use_teacher else None
             options |= {"text": run.text_vectors, "tuning": run.tuning}
+            if config.use_ranker:
+                options["ranker"] = run.ranker
             if teacher is not None and config.evaluate.teacher_users:
                 from recsys.teacher.explain import explain
 
@@ -189,7 +198,7 @@ def _place(stage: str, stages: list[str]) -> int:
         raise InputError(
             f"there is no stage {stage!r} in this run",
             expected=f"one of {', '.join(stages)}",
-            do="correct the name" if stage not in STAGES else "set use_teacher = true, or leave the stage out",
+            do=f"set {_SWITCHES[stage]} = true, or leave the stage out" if stage in _SWITCHES else "correct the name",
         )
     return stages.index(stage)
 

@@ -88,6 +88,8 @@ RECOMMENDATIONS: Final = pa.schema(
         pa.field(ITEM_ID, pa.string(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
+        pa.field("probability", pa.float32()),  # that the user buys it; null without a calibrated ranker
+        pa.field("source", pa.string(), nullable=False),  # where the item comes from
         pa.field("reason", pa.string()),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("generated_at", pa.timestamp("us", tz="UTC"), nullable=False),

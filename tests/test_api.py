@@ -14,7 +14,7 @@ import recsys
 from recsys.api import Run
 from recsys.errors import InputError
 
-COLUMNS = ["item_id", "title", "rank", "score", "reason"]
+COLUMNS = ["item_id", "title", "rank", "score", "source", "reason"]
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_the_first_fold_is_the_plain_run(three: Shop) -> None:
 
 
 def test_a_killed_call_is_taken_up_and_a_finished_one_is_not_done_again(three: Shop) -> None:
-    rest = ["distill", "index", "recommend", "evaluate"]
+    rest = ["distill", "index", "rank", "recommend", "evaluate"]
     assert stages(three.interrupted)[:3] == [("ingest", False)] * 3  # a log too short shows before any training
     done = [stage for stage, up_to_date in stages(three.resumed) if not up_to_date]
     assert done == [*rest[1:], *rest]

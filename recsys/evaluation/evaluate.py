@@ -53,7 +53,15 @@ from recsys.evaluation.report import (
     UserSet,
     Why,
 )
-from recsys.evaluation.scorers import Explainer, Fitted, PairScorer, StudentScorer, TeacherScorer, TwoTower
+from recsys.evaluation.scorers import (
+    Explainer,
+    Fitted,
+    PairScorer,
+    RankerScorer,
+    StudentScorer,
+    TeacherScorer,
+    TwoTower,
+)
 from recsys.evaluation.segments import (
     Members,
     Segmentation,
@@ -68,6 +76,7 @@ from recsys.evaluation.tuning import Setting, Tuning, fit_baselines, settings
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Cases, Dataset, Ragged
 from recsys.items import category_codes
+from recsys.ranking.ranker import Ranker
 from recsys.runtime import Runtime
 from recsys.text import TextVectors
 
@@ -91,13 +100,14 @@ def evaluate(
     config: EvaluateConfig,
     out: Path,
     *,
+    ranker: Ranker | None = None,
     text: TextVectors | None = None,
     tuning: Tuning | None = None,
     explain: Explainer | None = None,
     runtime: Runtime | None = None,
     force: bool = False,
 ) -> Report:
-    """Measure the student, the teacher and the baselines on the test part, over the whole catalogue.
+    """Measure the student, the ranker, the teacher and the baselines on the test part, over the whole catalogue.
 
     Every model answers the same users under both rules for seen items. The teacher reranks candidates of the student
     and the ordered item-kNN for a sample of the users, on which the others are reported again, so that every
@@ -109,6 +119,7 @@ def evaluate(
         teacher: what `teach` wrote, or None to leave it out.
         config: metrics, sizes and intervals.
         out: where the artifact goes, e.g. `runs/sample/report`.
+        ranker: what `rank` wrote, or None to leave it out.
         text: the items' text vectors; without them the baselines that read titles are left out.
         tuning: what `recsys baselines` wrote; without it baselines take their defaults.
         explain: the teacher's reasons, which are shown for the first items of the users that are looked at.
@@ -120,7 +131,8 @@ def evaluate(
         RecsysError: a model gave a score that is NaN.
     """
     runtime = runtime or Runtime()
-    models: dict[str, Fitted] = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    optional = {"ranker": ranker, "teacher": teacher}
+    models: dict[str, Fitted] = {"student": student} | {name: each for name, each in optional.items() if each}
     recipe = Recipe(
         kind=Report.kind,
         config=config,
@@ -150,7 +162,7 @@ def evaluate(
             baselines = settings(
                 dataset, tuning.trials if tuning else (), baselines=config.baselines, has_text=vectors is not None
             )
-            measured = _measure(dataset, student, teacher, baselines, vectors, cases, config, runtime)
+            measured = _measure(dataset, student, ranker, teacher, baselines, vectors, cases, config, runtime)
             _write(measured, dataset, models, recipe, config, draft, explain)
     return Report.open(out)
 
@@ -201,6 +213,7 @@ class Measured:
 def _measure(
     dataset: Dataset,
     student: TwoTower,
+    ranker: Ranker | None,
     teacher: PairScorer | None,
     baselines: dict[str, Setting],
     vectors: npt.NDArray[np.float32] | None,
@@ -221,6 +234,8 @@ def _measure(
     of_student = StudentScorer(student, runtime)
     ordered: Scorer | None = None
     _add(measured, of_student, dataset, everybody, 0.0, config, runtime)
+    if ranker is not None:
+        _add(measured, RankerScorer(ranker, dataset, student, runtime), dataset, everybody, 0.0, config, runtime)
     started = time.perf_counter()
     for scorer in fit_baselines(dataset, baselines, vectors=vectors, seed=runtime.seed):
         fitted = time.perf_counter() - started

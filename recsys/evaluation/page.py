@@ -47,6 +47,7 @@ from recsys.page import (
 
 LABELS: Final[Mapping[str, str]] = {
     "student": "Student",
+    "ranker": "Student and ranker",
     "teacher": "Teacher",
     "ordered_item_knn_text": "Ordered item-kNN with text",
     "ordered_item_knn": "Ordered item-kNN",
@@ -63,6 +64,7 @@ TITLES: Final[Mapping[str, str]] = {metric.name: metric.title for metric in METR
 # Symbols and dashes say the same as colours.
 STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
     "student": (BLUE, "circle", "solid"),
+    "ranker": (BLUE, "star", "dash"),
     "teacher": (VERMILION, "diamond", "solid"),
     "ordered_item_knn": (GREEN, "square", "dash"),
     "ordered_item_knn_text": (GREEN, "star", "solid"),
@@ -597,7 +599,7 @@ def _examples(figures: _Figures) -> str:
         return ""
     rule, k = figures.config.primary_seen_filtered, figures.config.primary_k
     best = next((row.other for row in figures.all.segment_gains if row.seen_filtered == rule), None)
-    models = [model for model in ("student", "teacher", best) if model]
+    models = [model for model in ("student", "ranker", "teacher", best) if model in examples[0].lists]
     blocks = "".join(
         _example(number, example, models, opened=number == 1) for number, example in enumerate(examples, start=1)
     )
@@ -822,7 +824,7 @@ def styles(models: Iterable[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """The models as they are shown: student, teacher, baselines, then what is not known here."""
+    """The models as they are shown: student, ranker, teacher, baselines, then what is not known here."""
     known = list(LABELS)
     return sorted(models, key=lambda model: (known.index(model) if model in known else len(known), model))
 
@@ -835,8 +837,8 @@ def label(model: str) -> str:
 def _inline(model: str) -> str:
     """The label inside a sentence."""
     name = label(model)
-    if model == "teacher":
-        return "the teacher"
+    if model in ("teacher", "ranker"):
+        return f"the {model}"
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 

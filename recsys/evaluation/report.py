@@ -20,7 +20,7 @@ USERS_FILE: Final = "per_user.parquet"
 EXAMPLES_FILE: Final = "examples.json"
 PAGE_FILE: Final = "report.html"
 
-NOT_BASELINES: Final = ("student", "teacher")
+NOT_BASELINES: Final = ("student", "ranker", "teacher")
 
 # "all": every evaluated user; "sample": those on whom the costly teacher was measured too.
 UserSet = Literal["all", "sample"]

@@ -1,4 +1,4 @@
-"""The models as scorers: the student by its dot product, the teacher by reranking what others found."""
+"""The models as scorers: the student by its dot product, ranker and teacher by ordering what others found."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from recsys.evaluation.ranking import Items, Scorer, Scores, item_mask, tie_keys, top_k
-from recsys.ingest.dataset import Sequences
+from recsys.ingest.dataset import Dataset, Sequences
+from recsys.ranking.ranker import NOTHING_HIDDEN, Ranker
+from recsys.retrieval.snapshot import Snapshot
 from recsys.runtime import Runtime
 
 
@@ -74,6 +77,34 @@ class StudentScorer:
     def score(self, histories: Sequences) -> Scores:
         """Dot products of user and item vectors."""
         return self.student.user_vectors(histories, runtime=self.runtime) @ self.items.T
+
+
+class RankerScorer:
+    """The student's and the other sources' candidates in the ranker's order; what is no candidate comes after them.
+
+    It knows what was known when the test part began; see `Snapshot.before`.
+    """
+
+    name: ClassVar[str] = "ranker"
+
+    def __init__(self, ranker: Ranker, dataset: Dataset, student: TwoTower, runtime: Runtime) -> None:
+        self.ranker, self.of_student = ranker, StudentScorer(student, runtime)
+        snapshot = Snapshot.before(dataset, "test", ranker.config.sources.windows)
+        self.pairs = ranker.over(dataset, student, snapshot, np.ones(dataset.n_items, np.bool_))
+
+    def score(self, histories: Sequences) -> Scores:
+        """The ranker's scores of the candidates; all others below them, in the student's order."""
+        users = self.of_student.student.user_vectors(histories, runtime=self.of_student.runtime)
+        scores = users @ self.of_student.items.T
+        most = min(self.ranker.config.sources.student, scores.shape[1])
+        found = torch.topk(torch.from_numpy(scores), most, dim=1).indices.numpy()
+        ordered = self.pairs.ordered(self.ranker.model, histories, users, found, NOTHING_HIDDEN)
+        there = ordered.items >= 0
+        lowest = np.where(there, ordered.scores, np.inf).min(axis=1, initial=np.finfo(np.float32).max)
+        scores += (lowest - 1 - scores.max(axis=1))[:, None]
+        row, column = np.nonzero(there)
+        scores[row, ordered.items[row, column]] = ordered.scores[row, column]
+        return scores
 
 
 class TeacherScorer:

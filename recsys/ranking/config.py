@@ -7,11 +7,32 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from recsys.ingest.config import Moment
+from recsys.retrieval.config import SourcesConfig
 from recsys.spark import SparkConfig
 
 Category = Annotated[
     str, Field(min_length=1, description='a path of the catalogue; all below it is meant, too ("Hair")')
 ]
+
+
+RankModelName = Literal["linear", "boosted", "lambdamart"]
+
+
+class RankConfig(BaseModel):
+    """How the ranker learns to order candidates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: SourcesConfig = Field(default_factory=SourcesConfig, description="where candidates come from")
+    models: tuple[RankModelName, ...] = Field(
+        ("linear", "boosted"),
+        description="what is tried; the best on validation is kept, the student's own order if none is better: "
+        '"linear" (a listwise softmax), "boosted" (trees), "lambdamart" (LightGBM\'s, an extra)',
+    )
+    users: int = Field(10_000, ge=1, description="users of the validation part that it learns on, at most")
+    held_out: float = Field(
+        0.3, gt=0, lt=1, description="share of them that models are compared on and probabilities are calibrated on"
+    )
 
 
 class Again(BaseModel):
@@ -71,6 +92,11 @@ class RecommendConfig(BaseModel):
     max_price: float | None = Field(None, ge=0, description="dearer items are left out; one without a price stays")
     one_of_variants: bool = Field(False, description="of items of one brand that share a title only the best is shown")
 
+    order_by: Literal["score", "revenue"] = Field(
+        "score",
+        description='"revenue": by purchase probability × price, for which the ranker is needed; items without a price '
+        "come last",
+    )
     max_per_brand: int | None = Field(None, ge=1, description="items of one brand in a list, at most")
     max_per_category: int | None = Field(None, ge=1, description="items of one category in a list, at most")
     category_levels: int | None = Field(

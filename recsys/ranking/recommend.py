@@ -18,6 +18,7 @@ from recsys.artifacts import Artifact, Draft, Recipe
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.ranking.config import RecommendConfig
+from recsys.ranking.ranker import Ranker
 from recsys.ranking.recommender import Recommender
 from recsys.retrieval.index import ItemIndex, VectorModel, use_threads
 from recsys.runtime import Runtime
@@ -33,6 +34,7 @@ def recommend(
     config: RecommendConfig,
     out: Path,
     *,
+    ranker: Ranker | None = None,
     runtime: Runtime = Runtime(),
     force: bool = False,
 ) -> Recommendations:
@@ -47,6 +49,7 @@ def recommend(
         index: of the same student.
         config: for whom, how many, and which items not.
         out: where the artifact goes.
+        ranker: of the same student; without it lists are the student's, in its order.
         runtime: where to compute.
         force: write again even if `out` is up to date.
 
@@ -54,15 +57,25 @@ def recommend(
         InputError: the inputs come from different runs, or the config names unknown users or event types.
         MissingExtraError: the engine is Spark, and pyspark is not installed.
     """
+    inputs = {"dataset": dataset.fingerprint, "student": student.fingerprint, "index": index.fingerprint}
     recipe = Recipe(
         kind="recommendations",
         config=_what_counts(config),
-        inputs={"dataset": dataset.fingerprint, "student": student.fingerprint, "index": index.fingerprint},
+        inputs=inputs | ({} if ranker is None else {"ranker": ranker.fingerprint}),
         seed=runtime.seed,
-        modules=("recsys.hashing", "recsys.items", "recsys.ranking"),
+        modules=(
+            "recsys.evidence",
+            "recsys.hashing",
+            "recsys.items",
+            "recsys.ranking",
+            "recsys.ranking.models",
+            "recsys.retrieval.neighbours",
+            "recsys.retrieval.snapshot",
+            "recsys.retrieval.sources",
+        ),
     )
     if force or not distributed.from_first(recipe.is_current(out)):
-        recommender = Recommender(dataset, student, index, config, runtime=runtime)
+        recommender = Recommender(dataset, student, index, config, ranker=ranker, runtime=runtime)
         users = _users(dataset, config)
         with recipe.build(out) as draft:
             use_threads(runtime)

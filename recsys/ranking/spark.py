@@ -16,6 +16,7 @@ from recsys.artifacts import Artifact
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset
 from recsys.ranking.config import RecommendConfig
+from recsys.ranking.ranker import Ranker
 from recsys.ranking.recommend import lists_of
 from recsys.ranking.recommender import Recommender
 from recsys.retrieval.index import ItemIndex
@@ -51,6 +52,7 @@ def recommend_on_spark(
     on_worker = partial(
         _on_worker,
         (dataset.path.resolve(), student.path.resolve(), recommender.index.path.resolve()),
+        None if recommender.ranker is None else recommender.ranker.path.resolve(),
         config.model_copy(update={"users": None}).model_dump_json(),
         replace(runtime, progress=False, threads=1),  # there are as many workers as cores
     )
@@ -58,7 +60,7 @@ def recommend_on_spark(
         pa.table({schema.USER_IDX: users}),
         on_worker,
         f"{schema.USER_IDX} int, row int, {schema.ITEM_IDX} int, {schema.ITEM_ID} string, rank int, score float, "
-        f"reason string, {schema.USER_ID} string",
+        f"probability float, source string, reason string, {schema.USER_ID} string",
         config.spark,
         scratch,
         runtime,
@@ -68,18 +70,31 @@ def recommend_on_spark(
 
 
 @cache
-def _opened(paths: tuple[Path, Path, Path], config: str, runtime: Runtime) -> tuple[Dataset, Recommender]:
+def _opened(
+    paths: tuple[Path, Path, Path], ranker: Path | None, config: str, runtime: Runtime
+) -> tuple[Dataset, Recommender]:
     """Once for each Python process of a worker."""
     from recsys.student.model import Student
 
     dataset, student, index = Dataset.open(paths[0]), Student.open(paths[1]), ItemIndex.open(paths[2])
-    return dataset, Recommender(dataset, student, index, RecommendConfig.model_validate_json(config), runtime=runtime)
+    return dataset, Recommender(
+        dataset,
+        student,
+        index,
+        RecommendConfig.model_validate_json(config),
+        ranker=None if ranker is None else Ranker.open(ranker),
+        runtime=runtime,
+    )
 
 
 def _on_worker(
-    paths: tuple[Path, Path, Path], config: str, runtime: Runtime, batches: Iterable[pa.RecordBatch]
+    paths: tuple[Path, Path, Path],
+    ranker: Path | None,
+    config: str,
+    runtime: Runtime,
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    dataset, recommender = _opened(paths, config, runtime)
+    dataset, recommender = _opened(paths, ranker, config, runtime)
     for batch in batches:
         users = batch.column(schema.USER_IDX).to_numpy()
         lists = lists_of(dataset, recommender, users)

@@ -25,3 +25,24 @@ class IndexConfig(BaseModel):
     )
     recall_at: int = Field(100, ge=1, description="length of the list that recall is measured on")
     tuning_queries: int = Field(1000, ge=1, description="how many user vectors recall is measured with")
+
+
+class SourcesConfig(BaseModel):
+    """Where a user's candidates come from, and how many of each at most. 0 leaves a source out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    student: int = Field(100, ge=1, description="items of the largest student score")
+    cooccurrence: int = Field(50, ge=0, description="items that others took soon after what this user took last")
+    text: int = Field(10, ge=0, description="items without an event in training, by the likeness of their texts")
+    popular: int = Field(10, ge=0, description="items with the most events, for each of `windows`")
+    category: int = Field(10, ge=0, description="items with the most recent events in the user's own categories")
+    again: int = Field(10, ge=0, description="items of the user's own history, the latest first")
+    windows: tuple[int, ...] = Field((7, 30), min_length=1, description="days before the moment that is asked about")
+    neighbours: int = Field(100, ge=1, description="items kept for each item as the most alike, of each kind")
+    history: int = Field(20, ge=1, description="most recent events that neighbours are looked up for")
+
+    @property
+    def besides_student(self) -> int:
+        """Candidates of a user that do not come from the student, at most."""
+        return self.cooccurrence + self.text + self.popular * len(self.windows) + self.category + self.again
