@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-IndexType = Literal["flat", "hnsw", "ivf_pq"]
+IndexType = Literal["flat", "hnsw", "ivf_pq", "ivf_sq", "ivf_rabitq"]
+Refine = Literal["fp32", "fp16", "sq8"]
 
 
 class IndexConfig(BaseModel):
-    """Which index is built, and how good it has to be."""
+    """Which index is built, how good it has to be, and what it may hold in memory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["auto"] | IndexType = Field(
         "auto",
-        description='"flat" is exact; "ivf_pq" (clusters, compressed vectors, exact refinement) and "hnsw" (a graph, '
-        'built on one thread) are approximate; "auto" takes flat up to `flat_up_to` items, ivf_pq above',
+        description='"flat" is exact; approximate are "hnsw" (a graph over vectors of 8 bits a number, built on one '
+        'thread), and clusters of vectors with 4 bits for two numbers ("ivf_pq"), 8 for one ("ivf_sq") or 1 for one '
+        '("ivf_rabitq"); "auto" takes flat up to `flat_up_to` items, above the first of ivf_pq, ivf_sq and flat that '
+        "memory_limit has room for and that reaches the target",
+    )
+    refine: Literal["auto"] | Refine = Field(
+        "auto",
+        description="by which vectors ivf_pq and ivf_rabitq choose among what their short codes find: the exact ones "
+        '("fp32") or ones of 16 or 8 bits a number; "auto" takes the finest that memory_limit has room for',
+    )
+    memory_limit: ByteSize | None = Field(
+        None,
+        description='most bytes of what every search reads, as "2GB": codes, graph, clusters and the vectors of '
+        "`refine`; no limit by default",
     )
     flat_up_to: int = Field(100_000, ge=0, description="up to so many eligible items every search is exact")
     target_recall: float = Field(
@@ -25,6 +38,15 @@ class IndexConfig(BaseModel):
     )
     recall_at: int = Field(100, ge=1, description="length of the list that recall is measured on")
     tuning_queries: int = Field(1000, ge=1, description="how many user vectors recall is measured with")
+    shard_items: int = Field(
+        1_000_000,
+        ge=1,
+        description="larger catalogues are indexed in shards of so many items, which a killed build keeps, "
+        "and which are merged in the end (not hnsw)",
+    )
+    rebuild_after: float = Field(
+        0.2, gt=0, description="a rebuild is due when more than this share of the items were added or removed since"
+    )
 
 
 class SourcesConfig(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -13,10 +14,15 @@ from scipy import sparse
 
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences
+from recsys.retrieval.approximate import Approximate
+from recsys.retrieval.config import IndexConfig
+from recsys.retrieval.exact import Found, exact_search
+from recsys.retrieval.fit import fit
 
 Csr = sparse.csr_array[np.float32]
 Ints = npt.NDArray[np.int64]
 
+TEXT_RECALL: Final = 0.9  # of the neighbours in a catalogue that is too large for exact search
 _PARTS: Final = ("indptr", "indices", "data")
 
 
@@ -138,20 +144,31 @@ def _nearest(
     vectors: npt.NDArray[np.float32], among: npt.NDArray[np.int64], most: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Each item's `most` nearest others of some, as rows of (item, other, cosine)."""
-    from recsys.retrieval.config import IndexConfig
-    from recsys.retrieval.index import fit
-
     empty = np.empty(0, np.int64)
-    if not len(among):
+    if not len(among) or not most:
         return empty, empty, np.empty(0, np.float32)
-    index = fit(np.ascontiguousarray(vectors[among]), IndexConfig(target_recall=0.9)).index
-    cosine, place = index.search(np.ascontiguousarray(vectors), min(most + 1, len(among)))
+    cosine, place = _search(np.ascontiguousarray(vectors), np.ascontiguousarray(vectors[among]), most + 1)
     item = np.repeat(np.arange(len(vectors)), place.shape[1])
     other = np.where(place.ravel() >= 0, among[place.ravel()], -1)
     kept = (other >= 0) & (other != item)
     item, other, value = item[kept], other[kept], cosine.ravel()[kept]
     kept = _first_of_rows(item, other, value, most)
     return item[kept], other[kept], value[kept]
+
+
+def _search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], most: int) -> Found:
+    """The `most` of the vectors with the largest inner product; −1 where an approximate index found fewer."""
+    most = min(most, len(vectors))
+    config = IndexConfig(target_recall=TEXT_RECALL, recall_at=most)
+    if len(vectors) <= config.flat_up_to:
+        return exact_search(queries, vectors, most)
+    with TemporaryDirectory(prefix="recsys-") as scratch:
+        fitted = fit(vectors, config, Path(scratch), queries=lambda: queries[: config.tuning_queries])
+        if fitted.index is None:
+            return exact_search(queries, vectors, most)
+        return Approximate(fitted.index, fitted.plan.type, fitted.plan.refine, vectors).search(
+            queries, most, fitted.params
+        )
 
 
 def _first_of_rows(

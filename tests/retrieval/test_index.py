@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from retrieval_items import APPROXIMATE, RUNTIME, Items, best, build, clustered, oracle, recall
 
 from recsys.artifacts import hash_file
 from recsys.errors import InputError
-from recsys.ingest.dataset import Sequences
 from recsys.retrieval.config import IndexConfig
-from recsys.retrieval.index import ItemIndex, Vectors, build_index, exact_search
-from recsys.runtime import Runtime
-
-RUNTIME = Runtime(seed=3, threads=1, progress=False)
-
-
-@dataclass
-class Items:
-    """Item vectors alone: all of a two-tower model that an index is built from."""
-
-    item_vectors: Vectors
-    fingerprint: str = "items"
-
-    def user_vectors(self, histories: Sequences, *, runtime: Runtime) -> Vectors:
-        raise AssertionError("an index that is tuned without a dataset asks for no users")
-
-
-def clustered(n: int, dim: int, seed: int) -> tuple[Vectors, Vectors]:
-    """Items as a student spreads them (clusters, norms that differ) and users near them, from other draws."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(max(n // 100, 3), dim))
-    items = centres[rng.integers(0, len(centres), n)] + 0.5 * rng.normal(size=(n, dim))
-    items *= rng.lognormal(0, 0.1, (n, 1))
-    users = items[rng.choice(n, 400)] + 0.5 * rng.normal(size=(400, dim))
-    return items.astype(np.float32), users.astype(np.float32)
-
-
-def oracle(queries: Vectors, vectors: Vectors, k: int, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Every score in float64, sorted, the forbidden items dropped."""
-    scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    ranked = [[i for i in np.lexsort((np.arange(len(vectors)), -row)) if allowed[i]] for row in scores]
-    return np.array([row[:k] for row in ranked], dtype=np.int64).reshape(len(queries), min(k, allowed.sum()))
-
-
-def recall(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]))
+from recsys.retrieval.exact import exact_search, rescored
+from recsys.retrieval.index import ItemIndex, Vectors, build_index
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +25,16 @@ def many() -> tuple[Vectors, Vectors]:
     return clustered(20_000, 32, seed=11)
 
 
-@pytest.fixture(scope="module", params=["hnsw", "ivf_pq"])
+@pytest.fixture(scope="module", params=APPROXIMATE)
 def approximate(
     request: pytest.FixtureRequest, many: tuple[Vectors, Vectors], tmp_path_factory: pytest.TempPathFactory
 ) -> ItemIndex:
-    out = tmp_path_factory.mktemp(request.param) / "index"
-    return build_index(Items(many[0]), IndexConfig(type=request.param), out, runtime=RUNTIME)
+    return build(many[0], tmp_path_factory.mktemp(request.param) / "index", type=request.param)
+
+
+def is_mapped(file: Path) -> bool:
+    maps = Path("/proc/self/maps")
+    return not maps.exists() or str(file) in maps.read_text()
 
 
 # Small integers: their products are exact in any order of summation, and equal scores are frequent.
@@ -99,25 +68,26 @@ def test_a_search_among_more_items_than_one_gather_is_exact(monkeypatch: pytest.
     vectors, users = clustered(3000, 8, seed=5)
     items = np.flatnonzero(np.arange(3000) % 3 > 0)
     whole = exact_search(users, vectors, 50, items)
-    monkeypatch.setattr("recsys.retrieval.index.GATHER_ITEMS", 700)
+    monkeypatch.setattr("recsys.retrieval.exact.GATHER_ITEMS", 700)
     np.testing.assert_array_equal(exact_search(users, vectors, 50, items)[1], whole[1])
     np.testing.assert_array_equal(whole[1][:20], oracle(users[:20], vectors, 50, np.arange(3000) % 3 > 0))
 
 
 def test_a_small_catalogue_gets_a_flat_index_that_is_mapped_from_the_file(tmp_path: Path) -> None:
     vectors, users = clustered(500, 16, seed=1)
-    index = build_index(Items(vectors), IndexConfig(), tmp_path / "index", runtime=RUNTIME)
+    index = build(vectors, tmp_path / "index")
     assert index.manifest["info"]["type"] == "flat"
     assert index.counts == {
         "items": 500,
         "dim": 16,
         "recall": 1.0,
-        "bytes": (index.path / "items.faiss").stat().st_size,
+        "bytes": (index.path / "vectors.npy").stat().st_size,
+        "memory": (index.path / "vectors.npy").stat().st_size,
     }
     np.testing.assert_array_equal(index.vectors, vectors)
     assert not index.vectors.flags.writeable
-    if (maps := Path("/proc/self/maps")).exists():
-        assert str(index.path / "items.faiss") in maps.read_text()
+    assert is_mapped(index.path / "vectors.npy")
+    assert {file.name for file in index.path.iterdir()} == {"vectors.npy", "manifest.json"}
     everything = np.ones(500, dtype=np.bool_)
     np.testing.assert_array_equal(index.search(users, 30)[1], oracle(users, vectors, 30, everything))
     np.testing.assert_array_equal(index.search(users, 30, allowed=everything)[1], index.search(users, 30)[1])
@@ -125,7 +95,7 @@ def test_a_small_catalogue_gets_a_flat_index_that_is_mapped_from_the_file(tmp_pa
 
 def test_fewer_allowed_items_than_asked_for_give_narrower_lists(tmp_path: Path) -> None:
     vectors, users = clustered(500, 16, seed=1)
-    index = build_index(Items(vectors), IndexConfig(), tmp_path / "index", runtime=RUNTIME)
+    index = build(vectors, tmp_path / "index")
     allowed = np.zeros(500, dtype=np.bool_)
     assert index.search(users, 5, allowed=allowed)[1].shape == (400, 0)
     allowed[[7, 300]] = True
@@ -144,7 +114,7 @@ def test_the_recall_in_the_manifest_holds_for_other_queries(
     assert info["recall_at"] == 100
     vectors, users = many
     _, found = approximate.search(users, 100)
-    truth = np.argsort(-(users @ vectors.T), axis=1)[:, :100]
+    truth = best(users, vectors, 100, np.ones(len(vectors), np.bool_))
     assert recall(found, truth) >= 0.97  # 400 users whose vectors no one has tuned on
 
 
@@ -153,8 +123,7 @@ def test_recall_holds_when_only_some_items_are_allowed(approximate: ItemIndex, m
     allowed = np.random.default_rng(0).random(len(vectors)) < 0.2
     _, found = approximate.search(users, 100, allowed=allowed)
     assert allowed[found].all()
-    truth = np.argsort(np.where(allowed, -(users @ vectors.T), np.inf), axis=1)[:, :100]
-    assert recall(found, truth) >= 0.97
+    assert recall(found, best(users, vectors, 100, allowed)) >= 0.97
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,12 +154,61 @@ def test_where_faiss_runs_out_of_items_the_search_is_exact(
     assert set(found[0]) == set(far)
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf_pq"])
+def test_the_order_of_queries_changes_nothing(approximate: ItemIndex, many: tuple[Vectors, Vectors]) -> None:
+    order = np.random.default_rng(0).permutation(400)
+    scores, found = approximate.search(many[1], 50)
+    shuffled_scores, shuffled = approximate.search(many[1][order], 50)
+    np.testing.assert_array_equal(shuffled, found[order])
+    np.testing.assert_array_equal(shuffled_scores, scores[order])
+
+
+def test_a_search_in_small_blocks_finds_the_same(
+    approximate: ItemIndex, many: tuple[Vectors, Vectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = approximate.search(many[1], 50)
+    monkeypatch.setattr("recsys.retrieval.approximate.CANDIDATES", 5000)
+    np.testing.assert_array_equal(approximate.search(many[1], 50)[1], whole[1])
+
+
+def test_an_approximate_index_is_mapped_from_its_files(approximate: ItemIndex, many: tuple[Vectors, Vectors]) -> None:
+    approximate.search(many[1][:1], 5)
+    assert is_mapped(approximate.path / "items.faiss")
+    assert is_mapped(approximate.path / "vectors.npy")
+    np.testing.assert_array_equal(approximate.vectors, many[0])
+
+
+def test_among_equal_vectors_the_first_items_stand_first(tmp_path: Path) -> None:
+    vectors = np.repeat(clustered(1000, 16, seed=2)[0], 4, axis=0)
+    index = build(vectors, tmp_path / "index", type="ivf_sq")
+    scores, found = index.search(vectors[:400:4], 8)
+    equal = np.diff(scores, axis=1) == 0
+    assert equal.mean() > 0.7
+    assert (np.diff(found, axis=1)[equal] > 0).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), n_items=st.integers(1, 40), n_queries=st.integers(1, 8))
+def test_candidates_are_rescored_exactly(data: st.DataObject, n_items: int, n_queries: int) -> None:
+    vectors = data.draw(hnp.arrays(np.float32, (n_items, 3), elements=INTEGERS))
+    queries = data.draw(hnp.arrays(np.float32, (n_queries, 3), elements=INTEGERS))
+    rows = [data.draw(st.permutations(range(-n_items, n_items))) for _ in range(n_queries)]
+    candidates = np.maximum(np.array(rows), -1)[:, : data.draw(st.integers(1, 2 * n_items))]
+    k = data.draw(st.integers(1, candidates.shape[1]))
+    scores, found = rescored(queries, vectors, candidates, k)
+    for query, row, row_scores, row_found in zip(queries, candidates, scores, found, strict=True):
+        there = np.isin(np.arange(n_items), row)
+        expected = oracle(query[None], vectors, k, there)[0]
+        np.testing.assert_array_equal(row_found, np.pad(expected, (0, k - len(expected)), constant_values=-1))
+        np.testing.assert_array_equal(row_scores[: len(expected)], vectors[expected] @ query)
+        assert (row_scores[len(expected) :] == -np.inf).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
 def test_the_same_vectors_give_the_same_bytes(kind: str, tmp_path: Path) -> None:
     vectors, _ = clustered(3000, 16, seed=2)
-    config = IndexConfig(type=kind, target_recall=0.5)
-    paths = [build_index(Items(vectors), config, tmp_path / name / "index", runtime=RUNTIME).path for name in "ab"]
-    assert hash_file(paths[0] / "items.faiss") == hash_file(paths[1] / "items.faiss")
+    paths = [build(vectors, tmp_path / name / "index", type=kind, target_recall=0.5).path for name in "ab"]
+    for name in ("vectors.npy", *(() if kind == "flat" else ("items.faiss", "queries.npy"))):
+        assert hash_file(paths[0] / name) == hash_file(paths[1] / name)
 
 
 def test_what_is_up_to_date_is_not_built_again(tmp_path: Path) -> None:
@@ -202,29 +220,17 @@ def test_what_is_up_to_date_is_not_built_again(tmp_path: Path) -> None:
     assert other.manifest["inputs"] == {"student": "other"}
 
 
-def test_auto_falls_back_to_flat_where_the_target_is_out_of_reach(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)  # no structure to make use of
-    out = tmp_path / "index"
-    index = build_index(Items(vectors), IndexConfig(flat_up_to=1000, target_recall=1), out, runtime=RUNTIME)
-    info = index.manifest["info"]
-    assert (info["type"], info["recall"]) == ("flat", 1.0)
-    assert [(tried["type"], tried["recall"] < 1) for tried in info["rejected"]] == [("ivf_pq", True)]
-    with pytest.raises(InputError, match=r"reached recall@100 0\.\d+") as error:
-        build_index(Items(vectors), IndexConfig(type="ivf_pq", target_recall=1), out, runtime=RUNTIME)
-    assert "index.type = 'auto'" in error.value.do
-    assert ItemIndex.open(out).fingerprint == index.fingerprint
-
-
 def test_bad_input_is_named(tmp_path: Path) -> None:
     vectors, users = clustered(300, 8, seed=1)
-    with pytest.raises(InputError, match="ivf_pq' for 300 items"):
-        build_index(Items(vectors), IndexConfig(type="ivf_pq"), tmp_path / "index", runtime=RUNTIME)
+    for kind in ("ivf_pq", "ivf_sq", "ivf_rabitq"):
+        with pytest.raises(InputError, match=f"{kind}' for 300 items"):
+            build(vectors, tmp_path / "index", type=kind)
     broken = vectors.copy()
     broken[5, 3] = np.nan
     with pytest.raises(InputError, match="NaN or infinity"):
-        build_index(Items(broken), IndexConfig(), tmp_path / "index", runtime=RUNTIME)
+        build(broken, tmp_path / "index")
 
-    index = build_index(Items(vectors), IndexConfig(), tmp_path / "index", runtime=RUNTIME)
+    index = build(vectors, tmp_path / "index")
     with pytest.raises(InputError, match=r"shape \[400, 7\]"):
         index.search(users[:, :7], 5)
     with pytest.raises(InputError, match="NaN or infinity"):
@@ -236,8 +242,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    vectors, users = clustered(300, 8, seed=1)
-    index = build_index(Items(vectors), IndexConfig(), tmp_path / "index", runtime=RUNTIME)
+    vectors, users = clustered(1000, 8, seed=1)
+    index = build(vectors, tmp_path / "index", type="ivf_sq", target_recall=0.8)
     file = index.path / "items.faiss"
     file.write_bytes(b"xxxx" + file.read_bytes()[4:])
     with pytest.raises(InputError, match="cannot be read"):
