@@ -270,6 +270,17 @@ def create_npy(path: Path, *, shape: tuple[int, ...], dtype: npt.DTypeLike) -> n
     return array
 
 
+def save_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as `.npy`; `np.save` says of a full disk only that fewer numbers were written.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    target = create_npy(path, shape=array.shape, dtype=array.dtype)
+    target[...] = array
+    target.flush()
+
+
 @contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
     """Hold the only right to write `out`. The kernel drops the lock with the process, so it is never stale."""

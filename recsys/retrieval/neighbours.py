@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
+from recsys.artifacts import save_npy
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences
 from recsys.retrieval.approximate import Approximate
@@ -130,7 +131,7 @@ def is_in(values: Ints, ordered: Ints) -> npt.NDArray[np.bool_]:
 def save_neighbours(matrix: Csr, folder: Path, name: str) -> None:
     """Write a matrix as three `.npy` files that can be mapped."""
     for part in _PARTS:
-        np.save(folder / f"{name}.{part}.npy", getattr(matrix, part), allow_pickle=False)
+        save_npy(folder / f"{name}.{part}.npy", getattr(matrix, part))
 
 
 def load_neighbours(folder: Path, name: str) -> Csr:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recsys.artifacts import save_npy
 from recsys.evidence import Cooccurrence
 from recsys.ingest.dataset import Sequences, pad_left
 from recsys.items import category_codes, centred_vectors
@@ -104,8 +105,8 @@ class Sources:
         """Write everything but the config."""
         save_neighbours(self.cooccurrence, folder, "cooccurrence")
         save_neighbours(self.text, folder, "text")
-        np.save(folder / "fresh.npy", self.fresh, allow_pickle=False)
-        np.save(folder / "category.npy", self.category, allow_pickle=False)
+        save_npy(folder / "fresh.npy", self.fresh)
+        save_npy(folder / "category.npy", self.category)
 
     @classmethod
     def load(cls, folder: Path, config: SourcesConfig) -> Sources:

@@ -36,9 +36,14 @@ def write_dataset(
     out: Path,
     histories: Sequence[Sequence[Event]],
     n_items: int,
+    *,
+    held_out: int = 0,
     **catalogue: Sequence[object],
 ) -> Dataset:
-    """The files that `recsys ingest` writes. Event p of a user happens p seconds after the start."""
+    """The files that `recsys ingest` writes. Event p of a user happens p seconds after the start.
+
+    The last `held_out` events of each user are the test part, as many before them the validation part.
+    """
     n_users = len(histories)
     columns: dict[str, Sequence[object]] = {
         schema.ITEM_IDX: range(n_items),
@@ -60,11 +65,12 @@ def write_dataset(
             draft.path,
             [[item for item, _ in row] for row in histories],
             [[START + p * 1_000_000 for p in range(len(row))] for row in histories],
-            lengths,
-            lengths,
+            [max(n - 2 * held_out, 0) for n in lengths],
+            [max(n - held_out, 0) for n in lengths],
             [[code for _, code in row] for row in histories],
         )
-        draft.info |= {"event_types": list(EVENT_TYPES), "protocol": "temporal"}
+        weights = [1.0] * len(EVENT_TYPES)
+        draft.info |= {"event_types": list(EVENT_TYPES), "event_weights": weights, "protocol": "leave_one_out"}
     return Dataset.open(out)
 
 
