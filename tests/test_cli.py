@@ -380,7 +380,7 @@ def test_tuned_baselines_stand_in_the_next_report(finished: Run, tiny_toml: Path
     evaluated = recsys("evaluate", *config, *few, "--set", "evaluate.teacher_users=0")
     assert evaluated.returncode == 0, evaluated.stderr
     report = Run(run_dir).report
-    assert {row.model for row in report.rows} == {"student", "item_knn"}
+    assert {row.model for row in report.rows} == {"student", "ranker", "item_knn"}
     assert (report.baselines["item_knn"].parameters, report.baselines["item_knn"].tuned) == (best["parameters"], True)
     # A tuning of another dataset says nothing of this one.
     assert recsys("ingest", *config, "--set", "ingest.session_gap_minutes=7").returncode == 0

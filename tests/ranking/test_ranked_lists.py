@@ -209,6 +209,30 @@ def test_rules_hold_and_nobody_comes_short(shop: Shop, name: str) -> None:
         assert len(set(values["source"])) > 2
 
 
+def test_a_boost_adds_to_the_rankers_score_and_small_blocks_change_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = shop.dataset.histories(everyone(N_USERS))
+
+    def lists(**rules: Any) -> pa.Table:
+        config = RecommendConfig(k=7, **rules)
+        options: dict[str, Any] = {"ranker": shop.ranker, "runtime": RUNTIME}
+        return Recommender(shop.dataset, shop.student, shop.index, config, **options).recommend_for(rows)
+
+    plain, boosted = lists(), lists(boosts=(Boost(factor=50, brands=("Bolt",)),))
+    is_bolt = np.array([brand == "Bolt" for brand in shop.dataset.items["brand"].to_pylist()])
+    share = [is_bolt[table["item_idx"].to_numpy()].mean() for table in (plain, boosted)]
+    assert share[1] > share[0] + 0.3
+    score = {(v["row"], v["item_idx"]): v["score"] for v in plain.to_pylist()}
+    for v in boosted.to_pylist():
+        if (v["row"], v["item_idx"]) in score:
+            lift = np.log(50) if is_bolt[v["item_idx"]] else 0
+            assert v["score"] == pytest.approx(score[v["row"], v["item_idx"]] + lift, abs=1e-4)
+
+    monkeypatch.setattr("recsys.ranking.ranker.BLOCK", 1)
+    assert lists().equals(plain)
+
+
 def test_reasons_say_where_an_item_comes_from(shop: Shop) -> None:
     config = RecommendConfig(k=55, exclude_seen="none")
     recommender = Recommender(shop.dataset, shop.student, shop.index, config, ranker=shop.ranker, runtime=RUNTIME)
