@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,10 @@ def test_padding_teaches_nothing(train: Judged, valid: Judged, fill: float) -> N
     np.testing.assert_array_equal(ndcg(linear.scores(wide.features), wide), ndcg(linear.scores(train.features), train))
 
 
-def test_rows_without_anything_taken_teach_nothing(train: Judged, valid: Judged) -> None:
+@pytest.mark.parametrize("gain", [0, 1])
+def test_rows_in_which_nothing_or_everything_was_taken_teach_nothing(train: Judged, valid: Judged, gain: float) -> None:
     empty = judged(50, seed=9)
-    empty.gain[:] = 0
+    empty = dataclasses.replace(empty, gain=np.full_like(empty.gain, gain), n_targets=np.full(50, 30))
     both = Judged(
         *(
             np.concatenate([getattr(train, field), getattr(empty, field)])
@@ -203,7 +205,7 @@ class TestLinear:
         data = judged(100, seed=1)
         data.features[:, :, 2] = np.float32(0.1)  # no float64: its mean is not exactly itself
         model = Linear.fit(data)
-        assert model.weights[2] == 0
+        assert model.weights[2] == 0 and model.weights[0] > 0.5  # the others still tell
         moved = data.features.copy()
         moved[:, :, 2] = 1e6
         np.testing.assert_array_equal(model.scores(moved), model.scores(data.features))
@@ -249,13 +251,17 @@ class TestBoosted:
         fit = HistGradientBoostingClassifier.fit
 
         def watched(self: Any, x: Any, y: Any, **options: Any) -> Any:
+            seen.update(w=np.concatenate([options["sample_weight"], options["sample_weight_val"]]))
             seen.update(x=np.concatenate([x, options["X_val"]]), y=np.concatenate([y, options["y_val"]]), **options)
             return fit(self, x, y, **options)
 
         monkeypatch.setattr(HistGradientBoostingClassifier, "fit", watched)
-        Boosted.fit(padded(train, 5, 1e9), Linear.fit(train), seed=1, threads=1, negatives=3, max_trees=2)
+        dear = dataclasses.replace(train, gain=train.gain * np.where(np.arange(600) < 300, 6, 2)[:, None])
+        Boosted.fit(padded(dear, 5, 1e9), Linear.fit(train), seed=1, threads=1, negatives=3, max_trees=2)
         assert seen["y"].sum() == 600 and len(seen["y"]) == 4 * 600
         assert seen["x"].max() < 1e8  # no padding among them
+        weights = seen["w"]
+        assert set(weights[~seen["y"]]) == {1} and sorted(weights[seen["y"]]) == [0.5] * 300 + [1.5] * 300
         assert len(seen["y_val"]) == 4 * 60 and seen["y_val"].sum() == 60  # whole lists
 
 
@@ -265,6 +271,8 @@ def test_lambdamart_takes_gains_of_any_size(train: Judged, valid: Judged) -> Non
     spread = dataclasses.replace(train, gain=train.gain * rng.lognormal(size=train.gain.shape).astype(np.float32))
     linear = Linear.fit(spread)
     model = LambdaMart.fit(spread, linear, seed=1, threads=1, max_trees=40)
+    grades = re.search(r"\[label_gain: (.*)\]", model.booster.model_to_string())
+    assert grades and len(grades[1].split(",")) == 32  # a file does not grow with the prices of a shop
     assert ndcg(model.scores(valid.features), valid).mean() > ndcg(linear.scores(valid.features), valid).mean() + 0.05
 
 

@@ -81,7 +81,7 @@ class Linear:
             method="L-BFGS-B",
             options={"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-7},
         )
-        return cls(train.names, np.where(varies, solved.x, 0), mean, std)
+        return cls(train.names, solved.x, mean, std)
 
     def scores(self, features: Floats) -> Floats:
         """See `RankModel.scores`."""
@@ -120,15 +120,14 @@ def _moments(train: Judged, rows: npt.NDArray[np.int64]) -> tuple[Doubles, Doubl
     """Mean and standard deviation [F] over the pairs of some rows, padding left out, and which features vary."""
     n_features = len(train.names)
     count, total, squares = 0, np.zeros(n_features), np.zeros(n_features)
-    low, high = np.full(n_features, np.inf), np.full(n_features, -np.inf)
     parts = [rows[block] for block in blocks(len(rows), train.features[0].size)]
     for part in parts:
         pairs = train.features[part][train.there[part]]
         count += len(pairs)
         total += pairs.sum(axis=0, dtype=np.float64)
-        low, high = np.minimum(low, pairs.min(axis=0)), np.maximum(high, pairs.max(axis=0))
     mean = total / count
     for part in parts:  # a second pass, because the mean of squares less the squared mean cancels
         squares += np.square(train.features[part][train.there[part]] - mean).sum(axis=0)
-    varies = low < high
+    # Exact: the sum of a constant float32 has room in a float64, so that its mean is the constant itself.
+    varies = squares > 0
     return mean, np.where(varies, np.sqrt(squares / count), 1.0), varies
