@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from recsys.artifacts import Artifact, Draft, Recipe, create_npy
+from recsys.artifacts import Artifact, Draft, Recipe, create_npy, save_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.retrieval.approximate import Approximate, Plan, add
@@ -84,7 +84,7 @@ def build_index(
 
             def kept_queries() -> Vectors:
                 if not (draft.path / QUERIES).exists():
-                    np.save(draft.path / QUERIES, queries())
+                    save_npy(draft.path / QUERIES, queries())
                 return _mapped(draft.path / QUERIES)
 
             fitted = fit(vectors, config, draft.scratch, queries=kept_queries, runtime=runtime)
@@ -157,7 +157,7 @@ def update_index(
             use_threads(runtime)
             vectors = _written(draft.path / VECTORS, [before, new])
             gone = np.union1d(index.removed, gone)
-            np.save(draft.path / REMOVED, gone)
+            save_npy(draft.path / REMOVED, gone)
             names = ("type", "refine", "factory", "nlist", "tuned_with", "rejected", "seconds", "memory_estimated")
             draft.info |= {name: info[name] for name in names}
             params, recall = info["params"], 1.0
