@@ -21,7 +21,7 @@ demo: $(SAMPLE)  ## write the sample shop, run the whole pipeline on it, say wha
 	@$(BIN)/recsys run -c pipelines/sample.toml
 
 test: lint  ## lint and type-check, then run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	@$(BIN)/ruff check .
