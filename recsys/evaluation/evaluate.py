@@ -39,6 +39,7 @@ from recsys.evaluation.report import (
     METRICS_FILE,
     NOT_BASELINES,
     PAGE_FILE,
+    SEGMENTS_FILE,
     USERS_FILE,
     BeyondRow,
     CoverageRow,
@@ -54,6 +55,7 @@ from recsys.evaluation.report import (
     Why,
 )
 from recsys.evaluation.scorers import (
+    Champion,
     Explainer,
     Fitted,
     PairScorer,
@@ -104,6 +106,7 @@ def evaluate(
     text: TextVectors | None = None,
     tuning: Tuning | None = None,
     explain: Explainer | None = None,
+    champion: Champion | None = None,
     runtime: Runtime | None = None,
     force: bool = False,
 ) -> Report:
@@ -123,6 +126,7 @@ def evaluate(
         text: the items' text vectors; without them the baselines that read titles are left out.
         tuning: what `recsys baselines` wrote; without it baselines take their defaults.
         explain: the teacher's reasons, which are shown for the first items of the users that are looked at.
+        champion: what an earlier run serves, to be measured on the same users.
         runtime: seed, device and progress bars.
         force: measure again even when `out` is up to date.
 
@@ -131,7 +135,7 @@ def evaluate(
         RecsysError: a model gave a score that is NaN.
     """
     runtime = runtime or Runtime()
-    optional = {"ranker": ranker, "teacher": teacher}
+    optional = {"ranker": ranker, "champion": champion.model if champion else None, "teacher": teacher}
     models: dict[str, Fitted] = {"student": student} | {name: each for name, each in optional.items() if each}
     recipe = Recipe(
         kind=Report.kind,
@@ -162,7 +166,9 @@ def evaluate(
             baselines = settings(
                 dataset, tuning.trials if tuning else (), baselines=config.baselines, has_text=vectors is not None
             )
-            measured = _measure(dataset, student, ranker, teacher, baselines, vectors, cases, config, runtime)
+            measured = _measure(
+                dataset, student, ranker, teacher, baselines, vectors, cases, config, runtime, champion
+            )
             _write(measured, dataset, models, recipe, config, draft, explain)
     return Report.open(out)
 
@@ -220,6 +226,7 @@ def _measure(
     cases: Cases,
     config: EvaluateConfig,
     runtime: Runtime,
+    champion: Champion | None = None,
 ) -> Measured:
     runtime.torch_device()  # sets the threads
     cases = _select(cases, _sample(len(cases), config.max_users, np.random.default_rng([runtime.seed, _USERS])))
@@ -236,6 +243,8 @@ def _measure(
     _add(measured, of_student, dataset, everybody, 0.0, config, runtime)
     if ranker is not None:
         _add(measured, RankerScorer(ranker, dataset, student, runtime), dataset, everybody, 0.0, config, runtime)
+    if champion is not None:
+        _add(measured, champion, dataset, everybody, 0.0, config, runtime)
     started = time.perf_counter()
     for scorer in fit_baselines(dataset, baselines, vectors=vectors, seed=runtime.seed):
         fitted = time.perf_counter() - started
@@ -585,6 +594,8 @@ def _write(
     write_json(draft.path / METRICS_FILE, {name: [asdict(row) for row in getattr(figures, name)] for name in of_rows})
     write_json(draft.path / EXAMPLES_FILE, [asdict(example) for example in figures.examples])
     _write_users(measured, draft.path / USERS_FILE)
+    if Champion.name in models:
+        _write_segments(measured, config, draft.path / SEGMENTS_FILE)
     page = render(figures, dataset=dataset, models=models, recipe=recipe, config=config)
     (draft.path / PAGE_FILE).write_text(page, encoding="utf-8")
     draft.counts |= {"users": headline[0].n_users}
@@ -624,6 +635,26 @@ def _write_users(measured: Measured, path: Path) -> None:
                     schema=table_schema,
                 )
             )
+
+
+def _write_segments(measured: Measured, config: EvaluateConfig, path: Path) -> None:
+    """One row per segment, user in it and model that may be served, under the verdict's rule."""
+    rule, tables = config.primary_seen_filtered, []
+    for place, members in enumerate(measured.members[rule]):
+        names = pa.array(members.of.names, pa.string()).take(pa.array(members.code))
+        for model in sorted({"student", "ranker", "champion"} & {name for name, _ in measured.segment_values}):
+            columns = {
+                "kind": pa.repeat(members.of.kind, len(members.code)),
+                "segment": names,
+                "model": pa.repeat(model, len(members.code)),
+                schema.USER_IDX: pa.array(measured.cases.user_idx[members.case]),
+            }
+            values = measured.segment_values[model, rule][place]
+            columns |= {
+                metric.column: column for metric, column in zip(measured.segment_metrics, values.T, strict=True)
+            }
+            tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 
 def _sample(n: int, most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -48,6 +48,7 @@ from recsys.page import (
 LABELS: Final[Mapping[str, str]] = {
     "student": "Student",
     "ranker": "Student and ranker",
+    "champion": "Champion",
     "teacher": "Teacher",
     "ordered_item_knn_text": "Ordered item-kNN with text",
     "ordered_item_knn": "Ordered item-kNN",
@@ -65,6 +66,7 @@ TITLES: Final[Mapping[str, str]] = {metric.name: metric.title for metric in METR
 STYLES: Final[Mapping[str, tuple[str, str, str]]] = {
     "student": (BLUE, "circle", "solid"),
     "ranker": (BLUE, "star", "dash"),
+    "champion": (BLUE, "square", "dash"),
     "teacher": (VERMILION, "diamond", "solid"),
     "ordered_item_knn": (GREEN, "square", "dash"),
     "ordered_item_knn_text": (GREEN, "star", "solid"),
@@ -724,6 +726,17 @@ def _definitions(dataset: Dataset, figures: _Figures) -> str:
             "tail are the others with an event, cold are items without one. In a segment of items only a user's "
             "targets among them count, in the same lists; users with several targets stand in several segments.",
         ),
+        *(
+            [
+                (
+                    "Champion",
+                    "What was served before, of an earlier night: asked with the same histories, as far as it knows "
+                    "their items. What has come into the catalogue since, it cannot recommend.",
+                )
+            ]
+            if "champion" in shown
+            else []
+        ),
         (
             "Baselines",
             "Fitted on the training part only, asked with the same histories as the student. What a baseline says "
@@ -824,7 +837,7 @@ def styles(models: Iterable[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """The models as they are shown: student, ranker, teacher, baselines, then what is not known here."""
+    """The models as they are shown: student, ranker, champion, teacher, baselines, then what is not known here."""
     known = list(LABELS)
     return sorted(models, key=lambda model: (known.index(model) if model in known else len(known), model))
 
@@ -837,7 +850,7 @@ def label(model: str) -> str:
 def _inline(model: str) -> str:
     """The label inside a sentence."""
     name = label(model)
-    if model in ("teacher", "ranker"):
+    if model in NOT_BASELINES:
         return f"the {model}"
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
 

@@ -17,10 +17,11 @@ from recsys.evaluation.tuning import Setting
 
 METRICS_FILE: Final = "metrics.json"
 USERS_FILE: Final = "per_user.parquet"
+SEGMENTS_FILE: Final = "per_segment.parquet"
 EXAMPLES_FILE: Final = "examples.json"
 PAGE_FILE: Final = "report.html"
 
-NOT_BASELINES: Final = ("student", "ranker", "teacher")
+NOT_BASELINES: Final = ("student", "ranker", "champion", "teacher")
 
 # "all": every evaluated user; "sample": those on whom the costly teacher was measured too.
 UserSet = Literal["all", "sample"]
@@ -194,7 +195,7 @@ class Report(Artifact):
 
     Files: `metrics.json` (the rows below), `per_user.parquet` (one row per model, user and rule for seen items, one
     column per metric), `examples.json` (some users' histories and lists) and `report.html` (a page that needs nothing
-    else).
+    else); where a champion was measured also `per_segment.parquet`.
     """
 
     kind: ClassVar[str] = "report"
@@ -270,6 +271,15 @@ class Report(Artifact):
     def per_user(self) -> pa.Table:
         """Columns model, seen_filtered, user_idx and one per metric (`ndcg_at_10`), float64."""
         return pq.read_table(self.path / USERS_FILE)
+
+    @property
+    def per_segment(self) -> pa.Table:
+        """Where a champion was measured, its values, the student's and the ranker's by segment, under the verdict's rule.
+
+        Columns kind, segment, model, user_idx and one per metric of `segments`, float64; users stand in the same order
+        for both models.
+        """
+        return pq.read_table(self.path / SEGMENTS_FILE)
 
     def value(
         self, model: str, metric: str, k: int, *, seen_filtered: bool = True, users: UserSet | None = None

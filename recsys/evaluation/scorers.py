@@ -7,8 +7,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
+from recsys import schema
 from recsys.evaluation.ranking import Items, Scorer, Scores, item_mask, tie_keys, top_k
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ranking.ranker import NOTHING_HIDDEN, Ranker
@@ -82,14 +85,21 @@ class StudentScorer:
 class RankerScorer:
     """The student's and the other sources' candidates in the ranker's order; what is no candidate comes after them.
 
-    It knows what was known when the test part began; see `Snapshot.before`.
+    Args:
+        ranker: what `rank` wrote.
+        dataset: that it was trained on.
+        student: that it belongs to.
+        runtime: where to compute.
+        snapshot: what is counted in the log, by item of `dataset`; by default what was known when the test part began.
     """
 
     name: ClassVar[str] = "ranker"
 
-    def __init__(self, ranker: Ranker, dataset: Dataset, student: TwoTower, runtime: Runtime) -> None:
+    def __init__(
+        self, ranker: Ranker, dataset: Dataset, student: TwoTower, runtime: Runtime, snapshot: Snapshot | None = None
+    ) -> None:
         self.ranker, self.of_student = ranker, StudentScorer(student, runtime)
-        snapshot = Snapshot.before(dataset, "test", ranker.config.sources.windows)
+        snapshot = snapshot or Snapshot.before(dataset, "test", ranker.config.sources.windows)
         self.pairs = ranker.over(dataset, student, snapshot, np.ones(dataset.n_items, np.bool_))
 
     def score(self, histories: Sequences) -> Scores:
@@ -105,6 +115,57 @@ class RankerScorer:
         row, column = np.nonzero(there)
         scores[row, ordered.items[row, column]] = ordered.scores[row, column]
         return scores
+
+class Champion:
+    """What an earlier run serves, on a later dataset: its student, in its ranker's order if it has one.
+
+    Items and event types are matched by name. It reads of a history what it knows, and recommends what it knows: an
+    item that has come since is never in its lists. What is counted in the log, such as popularity, is as fresh as it
+    would be if its lists were made now.
+
+    Args:
+        student: of the earlier run.
+        ranker: of the earlier run.
+        then: the earlier run's dataset.
+        now: the later one.
+        runtime: where to compute.
+    """
+
+    name: ClassVar[str] = "champion"
+
+    def __init__(
+        self, student: TwoTower, ranker: Ranker | None, then: Dataset, now: Dataset, runtime: Runtime
+    ) -> None:
+        self.model: Fitted = ranker or student
+        ids, ids_then = now.items[schema.ITEM_ID].combine_chunks(), then.items[schema.ITEM_ID].combine_chunks()
+        self._then = _places(ids, ids_then)  # [n_items], what each item was numbered; −1: new
+        self._known = np.flatnonzero(self._then >= 0)
+        codes = [then.event_types.index(name) if name in then.event_types else -1 for name in now.event_types]
+        self._type_then = np.array(codes, dtype=np.int8)
+        if ranker is None:
+            self._scorer: Scorer = StudentScorer(student, runtime)
+        else:
+            snapshot = Snapshot.before(now, "test", ranker.config.sources.windows)
+            known_now = snapshot.renumbered(_places(ids_then, ids))
+            self._scorer = RankerScorer(ranker, then, student, runtime, snapshot=known_now)
+
+    def score(self, histories: Sequences) -> Scores:
+        """The earlier run's scores, −inf for items that it does not know."""
+        scores = np.full((len(histories), len(self._then)), -np.inf, dtype=np.float32)
+        scores[:, self._known] = self._scorer.score(self._as_then(histories))[:, self._then[self._known]]
+        return scores
+
+    def _as_then(self, histories: Sequences) -> Sequences:
+        items, types = self._then[histories.item_idx], self._type_then[histories.event_type]
+        kept = (items >= 0) & (types >= 0)
+        offsets = np.append(0, np.cumsum(kept))[histories.offsets]
+        rest = histories.timestamp[kept], histories.session[kept]
+        return Sequences(offsets, items[kept], types[kept], *rest)
+
+
+def _places(ids: pa.Array, among: pa.Array) -> Items:
+    """[n], where each id stands in the other array; −1 if it is not there."""
+    return np.asarray(pc.fill_null(pc.index_in(ids, value_set=among), -1)).astype(np.int32)
 
 
 class TeacherScorer:

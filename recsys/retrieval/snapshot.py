@@ -72,3 +72,18 @@ class Snapshot:
         if until is None:
             return cls.of(dataset.train, dataset.n_items, windows)
         return cls.of(dataset.sequences, dataset.n_items, windows, now=until)
+
+    def renumbered(self, place: npt.NDArray[np.int32]) -> Snapshot:
+        """The same moment over another catalogue.
+
+        Args:
+            place: [n_items of that catalogue], what each item is numbered here; −1 has no event.
+        """
+        there = place >= 0
+        return Snapshot(
+            self.now,
+            np.where(there, self.events[place], 0),
+            np.where(there, self.recent[:, place], 0),
+            np.where(there, self.last[place], NEVER),
+            np.where(there, self.first[place], NEVER),
+        )
