@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from recsys.config import CONFIG_FILE, STAGES, PipelineConfig, load_config, validated
+from recsys.config import CONFIG_FILE, LIVE, STAGES, PipelineConfig, load_config, validated
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ A = TypeVar("A", bound="Artifact")
 def open_run(path: str | Path) -> Run:
     """Open a run folder, such as `runs/sample`.
 
+    Where `recsys nightly` writes, this is the night that is live: the link is followed once, so that all artifacts are
+    of one night, whatever is promoted while they are read.
+
     Raises:
         InputError: no run was written there.
     """
     folder = Path(path)
+    if folder.name == LIVE or (folder / LIVE).is_symlink():
+        folder = (folder if folder.name == LIVE else folder / LIVE).resolve()
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"no run at {path}",

@@ -93,10 +93,15 @@ class Recipe:
             "config": self.config.model_dump(mode="json"),
             "inputs": dict(sorted(self.inputs.items())),
             "seed": self.seed,
-            "code": code_version("recsys.schema", *self.modules),
+            "code": self.code,
         }
         text = json.dumps(content, sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def code(self) -> str:
+        """Digest of the source that makes it."""
+        return code_version("recsys.schema", *self.modules)
 
     def is_current(self, out: Path) -> bool:
         """Whether `out` holds an artifact that this recipe would only make again."""
@@ -137,7 +142,7 @@ class Recipe:
                 "fingerprint": self.fingerprint,
                 "format": FORMAT_VERSION,
                 "recsys": __version__,
-                "code": code_version("recsys.schema", *self.modules),
+                "code": self.code,
                 "seed": self.seed,
                 "config": self.config.model_dump(mode="json"),
                 "inputs": dict(self.inputs),

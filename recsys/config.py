@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from recsys.errors import InputError
 from recsys.evaluation.config import EvaluateConfig, TuningConfig
 from recsys.ingest.config import IngestConfig
+from recsys.nightly.config import NightlyConfig
 from recsys.ranking.config import RankConfig, RecommendConfig
 from recsys.retrieval.config import IndexConfig
 from recsys.runtime import Runtime
@@ -38,6 +39,8 @@ STAGES: Final[Mapping[str, str]] = {
 }
 
 CONFIG_FILE: Final = "config.toml"
+# The link in a shop's run folder to the night that is served; see `recsys.nightly.night`.
+LIVE: Final = "live"
 ENV_PREFIX: Final = "RECSYS_"
 # Variables of this prefix that are switches of the command line and not config keys.
 ENV_SWITCHES: Final = frozenset({"RECSYS_DEBUG"})
@@ -87,6 +90,7 @@ class PipelineConfig(BaseModel):
     baselines: TuningConfig = Field(
         default_factory=TuningConfig, description="the search for the baselines' best parameters (`recsys baselines`)"
     )
+    nightly: NightlyConfig = Field(default_factory=NightlyConfig, description="the nightly job (`recsys nightly`)")
 
     def runtime(self, *, progress: bool = True) -> Runtime:
         """The options that every stage takes."""

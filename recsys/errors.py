@@ -48,3 +48,9 @@ class MissingExtraError(RecsysError):
         super().__init__(
             f"this needs the package {package!r}, which is not installed\n  to do:    pip install 'recsys[{extra}]'"
         )
+
+
+class AlreadyRunningError(RecsysError):
+    """A nightly job of this shop is running."""
+
+    exit_code = 5

@@ -25,6 +25,18 @@ from recsys.teacher.model import Teacher
 
 Ints = npt.NDArray[np.int32]
 
+# What the scores depend on, among the code.
+MODULES: Final = (
+    "recsys.hashing",
+    "recsys.teacher.behaviour",
+    "recsys.teacher.examples",
+    "recsys.teacher.model",
+    "recsys.teacher.packing",
+    "recsys.teacher.score",
+    "recsys.teacher.wide",
+    "recsys.sequence",
+    "recsys.evidence",
+)
 STREAM: Final = 7  # of the random candidates, among the uses of a run's seed
 
 
@@ -72,22 +84,12 @@ def score(
         )
     recipe = Recipe(
         kind=SoftLabels.kind,
-        config=_what_counts(config),
+        config=what_counts(config),
         inputs={"dataset": dataset.fingerprint, "teacher": teachers[0].fingerprint}
         | {f"teacher_{number}": each.fingerprint for number, each in enumerate(teachers[1:], start=2)}
         | ({} if config.recommendations is None else {"recommendations": _hash_of_lists(config.recommendations)}),
         seed=runtime.seed,
-        modules=(
-            "recsys.hashing",
-            "recsys.teacher.behaviour",
-            "recsys.teacher.examples",
-            "recsys.teacher.model",
-            "recsys.teacher.packing",
-            "recsys.teacher.score",
-            "recsys.teacher.wide",
-            "recsys.sequence",
-            "recsys.evidence",
-        ),
+        modules=MODULES,
     )
     if force or not distributed.from_first(recipe.is_current(out)):
         scorer = RowScorer(dataset, teachers, config, runtime)
@@ -95,7 +97,7 @@ def score(
             users, positions = _rows(dataset, config, runtime.seed)
             parts: list[Path] = []
             if config.engine == "local":
-                parts = _by_shards(scorer, users, positions, draft, runtime)
+                parts = score_shards(scorer, users, positions, draft, runtime)
             elif not distributed.rank():  # Spark has its own workers, and needs one process to lead them
                 from recsys.teacher.spark import score_on_spark
 
@@ -214,7 +216,7 @@ class RowScorer:
                 yield known, rows, self.dataset.histories(users[rows], positions[rows], last=last)
 
 
-def _by_shards(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, runtime: Runtime) -> list[Path]:
+def score_shards(scorer: RowScorer, users: Ints, positions: Ints, draft: Draft, runtime: Runtime) -> list[Path]:
     """Score the shards that are not there yet, this process its share of them; all shards, in order."""
     draft.scratch.mkdir(parents=True, exist_ok=True)
     starts = np.arange(0, len(users), scorer.config.shard_rows)
@@ -236,7 +238,7 @@ def _batch(users: Ints, positions: Ints) -> pa.RecordBatch:
     )
 
 
-def _what_counts(config: ScoreConfig) -> ScoreConfig:
+def what_counts(config: ScoreConfig) -> ScoreConfig:
     """The config without what decides only how rows are scored; of lists, content and name count, not the folder."""
     defaults, lists = ScoreConfig(), config.recommendations
     name = None if lists is None else Path(_lists_of(lists)[0].name)
