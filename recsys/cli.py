@@ -1,6 +1,7 @@
 """The `recsys` command. Every verb calls the function that a notebook would call, and imports it only when asked to.
 
-Exit codes: 0 done, 2 the input cannot be used, 130 interrupted, 1 anything else. Messages go to stderr, data to stdout.
+Exit codes: 0 done, 2 the input cannot be used, 130 interrupted, 1 anything else; `nightly` has three more. Messages go
+to stderr, data to stdout.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -473,6 +475,96 @@ def folds(
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
         typer.echo(found.to_text())
+
+
+@app.command(
+    epilog=_examples(
+        "recsys nightly -c shop.toml",
+        "recsys nightly -c shop.toml --accept-data",
+        "recsys nightly -c shop.toml --as-of 2026-11-26T02:00:00Z --json | jq .reasons",
+    )
+)
+def nightly(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    as_of: Annotated[
+        str | None, typer.Option(metavar="MOMENT", help="What the night is for, in ISO 8601; now by default.")
+    ] = None,
+    accept_data: Annotated[
+        bool, typer.Option("--accept-data", help="Go on though the data checks hold the night: the change is real.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the night's record as JSON to stdout.")] = False,
+) -> None:
+    r"""Do tonight's work, and let the new model go live if it is not worse.
+
+    What is new is read and checked; the student goes on from the live one, the teacher is taught in its own rhythm. On
+    the fresh window the challenger is compared with the champion and with simple baselines. RUN_DIR/live leads to the
+    night that is served. A night that was killed is taken up.
+
+    \b
+    Exit codes:
+      0  promoted: the new model is live
+      3  kept out by the gate; what was live is live
+      4  held by the data checks; nothing was trained
+      5  another job of this shop is running
+      1  failed (2: for what was given, or a full disk); what was live is live
+    """
+    from recsys.nightly.run import nightly as do_night
+
+    night = do_night(load_config(config, overrides or []), as_of=_moment(as_of), accept_data=accept_data, say=_say)
+    if as_json:
+        typer.echo(json.dumps(night.model_dump(mode="json"), ensure_ascii=False))
+    raise typer.Exit(night.exit_code)
+
+
+def _moment(text: str | None) -> datetime | None:
+    from recsys.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"--as-of {text!r} is no moment", expected="ISO 8601, such as 2026-11-26T02:00:00Z", do="write it so"
+        ) from None
+
+
+@app.command(epilog=_examples("recsys nights -c shop.toml", "recsys nights -c shop.toml --json | jq .metrics"))
+def nights(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per night.")] = False,
+) -> None:
+    """List the nights of a shop, the latest first.
+
+    Which one is live, which can be returned to, and what kept others out.
+    """
+    from recsys.nightly import night
+
+    run_dir = load_config(config, overrides or []).run_dir
+    found = night.load_nights(run_dir)
+    if as_json:
+        for each in reversed(found):
+            typer.echo(json.dumps(each.model_dump(mode="json"), ensure_ascii=False))
+    else:
+        typer.echo(night.table(found, night.live_name(run_dir)))
+
+
+@app.command(epilog=_examples("recsys rollback -c shop.toml", "recsys rollback 2026-11-24T020000Z -c shop.toml"))
+def rollback(
+    config: ConfigOption,
+    night: Annotated[str | None, typer.Argument(help="A kept night; by default the one before the live one.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make the model of an earlier night live again, in one step.
+
+    The next night competes with it. `recsys nights` lists those that are kept.
+    """
+    from recsys.nightly.night import rollback as return_to
+
+    run_dir = load_config(config, overrides or []).run_dir
+    _say(f"live: night {return_to(run_dir, night).name}")
 
 
 @app.command(

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from recsys import distributed, pipeline, schema
 from recsys.api import Run
 from recsys.config import STAGES, PipelineConfig
-from recsys.errors import AlreadyRunningError, InputError, RecsysError
+from recsys.errors import InputError, RecsysError
 from recsys.nightly import night as nights
 from recsys.nightly.alerts import alert
 from recsys.nightly.budget import within
@@ -385,11 +385,16 @@ class _Job:
         return False
 
     def _ingest(self) -> str:
+        from recsys.ingest.report.report import JSON as REPORT
+
         kept = self.config.run_dir / nights.NIGHTS / nights.STAGED
         kept.mkdir(exist_ok=True)
         for folder in damaged(kept / STAGES["ingest"]):
             self.say(f"! what was kept of a file of the log is damaged, and the file is read again: {folder.name}")
             shutil.rmtree(folder)
+        report = self.folder / REPORT
+        if self.champion is not None and not report.exists() and (self.champion.path / REPORT).exists():
+            shutil.copyfile(self.champion.path / REPORT, report)  # what the data report compares with
         link = self.folder / nights.STAGED
         if not link.is_symlink():
             link.symlink_to(Path("..") / nights.STAGED)

@@ -47,9 +47,9 @@ def score_changes(
 ) -> SoftLabels:
     """Keep the soft labels of an earlier night, and ask its teacher about users whose training part has grown since.
 
-    Such a user is asked about at the end of training, as a new user is. What the teacher has never read, items that have
-    come since, are no candidates and no part of the histories that it is shown; they wait until it is taught again.
-    Where there are more rows than `config.max_rows`, the new ones go first.
+    Such a user is asked about at the end of training, as a new user is. Items that have come since the teacher was
+    taught are no candidates and no part of the histories that it is shown: they wait until it is taught again. Where
+    there are more rows than `config.max_rows`, the new ones go first.
 
     Args:
         dataset: tonight's.
@@ -83,8 +83,8 @@ def score_changes(
         rows = [(user[kept], position[kept], _ragged(candidate[kept]), logit[kept][candidate[kept] >= 0])]
         if len(asked):
             scorer = RowScorer(view, [teacher], config, runtime)
-            for part in score_shards(scorer, asked, view.split.train_end[asked], draft, runtime):
-                rows.append(view.as_now(pq.read_table(part), end))
+            shards = score_shards(scorer, asked, view.split.train_end[asked], draft, runtime)
+            rows += (view.as_now(pq.read_table(shard), end) for shard in shards)
         _write(rows, draft.path / FILE)
         save_ids(dataset, draft.path)
         draft.counts.update(rows=len(kept) + len(asked), scored=len(asked))
