@@ -166,9 +166,7 @@ def evaluate(
             baselines = settings(
                 dataset, tuning.trials if tuning else (), baselines=config.baselines, has_text=vectors is not None
             )
-            measured = _measure(
-                dataset, student, ranker, teacher, baselines, vectors, cases, config, runtime, champion
-            )
+            measured = _measure(dataset, student, ranker, teacher, baselines, vectors, cases, config, runtime, champion)
             _write(measured, dataset, models, recipe, config, draft, explain)
     return Report.open(out)
 

@@ -274,7 +274,7 @@ class Report(Artifact):
 
     @property
     def per_segment(self) -> pa.Table:
-        """Where a champion was measured, its values, the student's and the ranker's by segment, under the verdict's rule.
+        """Where a champion was measured, its, the student's and the ranker's values by segment, under the verdict's.
 
         Columns kind, segment, model, user_idx and one per metric of `segments`, float64; users stand in the same order
         for both models.

@@ -116,6 +116,7 @@ class RankerScorer:
         scores[row, ordered.items[row, column]] = ordered.scores[row, column]
         return scores
 
+
 class Champion:
     """What an earlier run serves, on a later dataset: its student, in its ranker's order if it has one.
 
@@ -133,9 +134,7 @@ class Champion:
 
     name: ClassVar[str] = "champion"
 
-    def __init__(
-        self, student: TwoTower, ranker: Ranker | None, then: Dataset, now: Dataset, runtime: Runtime
-    ) -> None:
+    def __init__(self, student: TwoTower, ranker: Ranker | None, then: Dataset, now: Dataset, runtime: Runtime) -> None:
         self.model: Fitted = ranker or student
         ids, ids_then = now.items[schema.ITEM_ID].combine_chunks(), then.items[schema.ITEM_ID].combine_chunks()
         self._then = _places(ids, ids_then)  # [n_items], what each item was numbered; −1: new

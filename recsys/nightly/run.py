@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from recsys import distributed, pipeline, schema
+from recsys import distributed, pipeline
 from recsys.api import Run
 from recsys.config import STAGES, PipelineConfig
 from recsys.errors import InputError, RecsysError
@@ -48,6 +48,7 @@ NIGHT_STAGES: Final = (
     "score",
     "distill",
     "index",
+    "rank",
     "recommend",
     "evaluate",
     "gate",
@@ -318,6 +319,8 @@ class _Job:
             self._step("score", self._score)
         self._step("distill", self._distill)
         self._step("index", lambda: self._pipeline("index"))
+        if self.tonight.use_ranker:
+            self._step("rank", lambda: self._pipeline("rank"))
         self._step("recommend", lambda: self._pipeline("recommend"))
         self._step("evaluate", self._evaluate)
         self._step("gate", self._gate)
@@ -520,6 +523,7 @@ class _Job:
             None,
             self.tonight.evaluate,
             out,
+            ranker=run.ranker if self.tonight.use_ranker else None,
             text=run.text_vectors,
             champion=self._measured_champion(run),
             runtime=self.tonight.runtime(progress=self.progress),
@@ -537,10 +541,11 @@ class _Job:
 
         if self.champion is None:
             return None
-        then = self.champion.dataset
-        item_ids = then.items[schema.ITEM_ID].combine_chunks()
-        runtime = self.tonight.runtime(progress=self.progress)
-        return Champion(self.champion.student, item_ids, then.event_types, run.dataset, runtime)
+        before = self.champion
+        ranker = before.ranker if before.config.use_ranker else None
+        return Champion(
+            before.student, ranker, before.dataset, run.dataset, self.tonight.runtime(progress=self.progress)
+        )
 
     def _gate(self) -> str:
         run, night = self.run_so_far, self.night
@@ -548,10 +553,12 @@ class _Job:
         models = measured(run.report, self.tonight)
         before = None if self.live is None else self.live.lists
         values = _headline(run.report, self.tonight)
+        from recsys.evaluation.report import NOT_BASELINES
+
         verdict = judge(
-            Measured(**models["student"], lists=lists),
+            Measured(**models[served(self.tonight)], lists=lists),
             Measured(**models["champion"], lists=before) if "champion" in models else None,
-            {name: of for name, of in values.items() if name not in models},
+            {name: of for name, of in values.items() if name not in NOT_BASELINES},
             self.config.nightly.gate,
             seed=self.tonight.seed,
         )
@@ -562,19 +569,24 @@ class _Job:
         return "promoted" if verdict.promoted else "kept out"
 
 
+def served(config: PipelineConfig) -> str:
+    """What the report calls the model whose lists are served."""
+    return "ranker" if config.use_ranker else "student"
+
+
 def measured(report: Report, config: PipelineConfig) -> dict[str, dict[str, Any]]:
-    """The student's and, if there is one, the champion's figures of a report: what `Measured` takes but for lists."""
+    """The served model's and, if there is one, the champion's figures of a report: `Measured` but for the lists."""
     rule, k = config.evaluate.primary_seen_filtered, 10
     column = f"{config.evaluate.primary_metric}_at_{config.evaluate.primary_k}"
     values = _headline(report, config)
     coverage = {row.model: row.value for row in report.coverage if (row.seen_filtered, row.k) == (rule, k)}
     found: dict[str, dict[str, Any]] = {}
-    for model in ("student", "champion"):
+    for model in (served(config), "champion"):
         if model in values:
             found[model] = {"values": values[model], "coverage": coverage[model], "segments": {}}
     if "champion" in found:
         table = report.per_segment.to_pandas()
-        table = table[table["kind"] != "category"]
+        table = table[(table["kind"] != "category") & table["model"].isin(list(found))]
         for (model, segment), rows in table.groupby(["model", "segment"], observed=True):
             found[str(model)]["segments"][str(segment)] = rows[column].to_numpy()
     return found

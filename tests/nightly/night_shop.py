@@ -1,0 +1,164 @@
+"""A small shop whose log grows by a file a day, and nights of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.api import Run, open_run
+from recsys.config import PipelineConfig, load_config
+from recsys.nightly import night as nights
+from recsys.nightly.night import Night
+from recsys.nightly.run import nightly
+from recsys.sample.config import SampleConfig
+from recsys.sample.sample import write_sample
+
+DAY = timedelta(days=1)
+# The moment of the first night; three weeks of log lie after it.
+FIRST = datetime(2026, 4, 10, tzinfo=UTC)
+
+TOML = """
+data = "{folder}/shop"
+run_dir = "{folder}/run"
+seed = 1
+threads = 1
+use_teacher = false
+
+[ingest]
+events = "log"
+
+[teach]
+joint_layers = 1
+max_tokens = 8
+history = 4
+item_dim = 8
+pool = 10
+candidates = 4
+examples = 16
+evaluations = 1
+valid_users = 10
+behaviour = {{ dim = 8, layers = 1, epochs = 1, valid_users = 10, use_text = false }}
+
+[score]
+top = 8
+random = 4
+max_rows = 400
+
+[distill]
+dim = 32
+layers = 1
+epochs = 3
+batch_positions = 256
+lr = 0.003
+valid_users = 50
+use_text = false
+
+[evaluate]
+n_bootstrap = 100
+n_permutations = 99
+
+[nightly]
+retry_seconds = 0
+
+[nightly.gate]  # so small a shop hardly has a model
+baselines = ["most_popular"]
+tolerance = 0.3
+segments = ["new"]
+segment_tolerance = 0.9
+coverage_tolerance = 0.5
+"""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A shop in a folder: `all/` is its future, `shop/` what it has written so far, `run/` its nights."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Shop:
+        """Invent it, with the log of all days before the first night."""
+        sizes: dict[str, Any] = {"n_items": 200, "n_users": 300, "n_events": 9000}
+        write_sample(folder / "all", SampleConfig(**sizes), seed=1)
+        (folder / "shop" / "log").mkdir(parents=True)
+        (folder / "shop.toml").write_text(TOML.format(folder=folder))
+        shop = cls(folder)
+        shop.write_log(FIRST, since=FIRST - 100 * DAY)
+        return shop
+
+    def copy(self, folder: Path) -> Shop:
+        """The same shop, to be written to."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        (folder / "shop.toml").write_text(TOML.format(folder=folder))
+        return Shop(folder)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where its nights are."""
+        return self.folder / "run"
+
+    @property
+    def live(self) -> str | None:
+        """The live night's name."""
+        return nights.live_name(self.run_dir)
+
+    def config(self, *overrides: str) -> PipelineConfig:
+        """Its config."""
+        return load_config(self.folder / "shop.toml", overrides, env={})
+
+    def file(self, until: datetime) -> Path:
+        """The log's file that ends then."""
+        return self.folder / "shop" / "log" / f"{until:%Y-%m-%d}.parquet"
+
+    def write_log(self, until: datetime, *, since: datetime | None = None) -> None:
+        """Write the file of a day (or of more), and the catalogue as it is then."""
+        events = pq.read_table(self.folder / "all" / "events.parquet")
+        bounds = [pa.scalar(each, events["timestamp"].type) for each in (since or until - DAY, until)]
+        inside = pc.and_(
+            pc.greater_equal(events["timestamp"], bounds[0]),
+            pc.less(events["timestamp"], bounds[1]),
+        )
+        pq.write_table(events.filter(pc.fill_null(inside, False)), self.file(until))
+        items = pq.read_table(self.folder / "all" / "items.parquet")
+        there = pc.less(items["available_from"], pa.scalar(until, items["available_from"].type))
+        pq.write_table(items.filter(pc.fill_null(there, True)), self.folder / "shop" / "items.parquet")
+
+    def night(self, as_of: datetime, *overrides: str, **options: Any) -> Night:
+        """Do a night."""
+        said: list[str] = []
+        options = {"say": said.append, "progress": False, "pause": lambda seconds: None} | options
+        return nightly(self.config(*overrides), as_of=as_of, **options)
+
+    def record(self, as_of: datetime) -> Night:
+        """A night's record."""
+        name = nights.name_of(as_of)
+        return next(night for night in nights.load_nights(self.run_dir) if night.name == name)
+
+
+def check_served(run_dir: Path) -> str:
+    """Open what is live as a reader does and check that all of it is whole and of one run; returns the night."""
+    run = open_run(run_dir)
+    assert_of_one_run(run)
+    return run.path.name
+
+
+def assert_of_one_run(run: Run) -> None:
+    """Lists, index, student and dataset belong together, and the lists are whole."""
+    dataset, student = run.dataset.fingerprint, run.student.fingerprint
+    assert run.student.manifest["inputs"]["dataset"] == dataset
+    assert run.index.manifest["inputs"]["student"] == student
+    index, ranker = run.index.fingerprint, run.ranker.fingerprint
+    assert run.ranker.manifest["inputs"] == {"dataset": dataset, "student": student, "index": index}
+    made_of = run.recommendations.manifest["inputs"]
+    assert made_of == {"dataset": dataset, "student": student, "index": index, "ranker": ranker}
+    lists = run.recommendations.table
+    assert set(lists["run_id"].to_pylist()) == {run.recommendations.fingerprint}
+    assert lists.num_rows == run.recommendations.counts["rows"]
+    assert len(run.student.item_vectors) == run.dataset.n_items
