@@ -104,7 +104,6 @@ class NightlyConfig(BaseModel):
         default_factory=dict,
         description='what a stage may take: [nightly.budgets.distill] minutes = 60, memory = "6GB"',
     )
-    recent: int = Field(28, ge=1, description="nights before that the data checks compare with")
     gate: GateConfig = Field(default_factory=GateConfig, description="what a challenger must show")
     checks: ChecksConfig = Field(
         default_factory=ChecksConfig, description="what holds a night before anything is trained"

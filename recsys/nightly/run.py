@@ -50,6 +50,7 @@ NIGHT_STAGES: Final = (
     "index",
     "rank",
     "recommend",
+    "drift",
     "evaluate",
     "gate",
 )
@@ -322,6 +323,9 @@ class _Job:
         if self.tonight.use_ranker:
             self._step("rank", lambda: self._pipeline("rank"))
         self._step("recommend", lambda: self._pipeline("recommend"))
+        if self.champion is not None:
+            champion = self.champion
+            self._step("drift", lambda: self._drift(champion))
         self._step("evaluate", self._evaluate)
         self._step("gate", self._gate)
         if any(reason.passed is False for reason in self.night.reasons):
@@ -405,12 +409,16 @@ class _Job:
 
     def _check_data(self) -> str:
         night, dataset = self.night, self.run_so_far.dataset
-        night.figures = profile(dataset, since=None if self.live is None else self.live.as_of)
-        before = nights.load_nights(self.config.run_dir)
-        passed = [
-            each.figures for each in before if each.state in ("promoted", "kept_out") and each.as_of < night.as_of
-        ]
-        findings = check_data(night.figures, passed[-self.config.nightly.recent :], self.config.nightly.checks)
+        before = [each for each in nights.load_nights(self.config.run_dir) if each.as_of < night.as_of and each.figures]
+        last = before[-1] if before else None  # whatever became of it: one bad night must not tell of those after it
+        night.figures = profile(
+            dataset,
+            since=None if last is None else last.as_of,
+            previous=None if last is None else last.figures,
+            now=night.as_of,
+        )
+        good = [each.figures for each in before if each.state in ("promoted", "kept_out")]
+        findings = check_data(night.figures, good, self.config.nightly.checks)
         if self.accept_data and findings:
             night.notes.append(f"accepted: {'; '.join(finding.message for finding in findings)}")
             findings = []
@@ -504,14 +512,15 @@ class _Job:
             if self.config.nightly.warm_epochs is not None:
                 update["epochs"] = self.config.nightly.warm_epochs
         distill = self.tonight.distill.model_copy(update=update)
-        did = self._pipeline("distill", self.tonight.model_copy(update={"distill": distill}))
-        if self.champion is not None:
-            self.night.drift = drift(self.champion.student, self.run_so_far.student)
-        return did
+        return self._pipeline("distill", self.tonight.model_copy(update={"distill": distill}))
 
     def _has_shape_of(self, student: Student) -> bool:
         same = all(getattr(student.config, name) == getattr(self.tonight.distill, name) for name in _SHAPE)
         return same and student.manifest["info"]["n_event_types"] == len(self.run_so_far.dataset.event_types)
+
+    def _drift(self, champion: Run) -> str:
+        self.night.drift = drift(champion, self.run_so_far, seed=self.tonight.seed)
+        return ", ".join(f"{name} {value:.3f}" for name, value in self.night.drift.items())
 
     def _evaluate(self) -> str:
         from recsys.evaluation.evaluate import evaluate
@@ -668,7 +677,7 @@ def _tidy(config: PipelineConfig, night: Night, say: Callable[[str], None]) -> N
         )
         if removed:
             say(f"removed the artifacts of {len(removed)} nights, the earliest {removed[0]}")
-        records = [each.model_dump(mode="json") for each in nights.load_nights(config.run_dir)]
-        write_history(records, config.run_dir / HISTORY_FILE)
+        live = nights.live_name(config.run_dir)
+        write_history(nights.load_nights(config.run_dir), live, config.run_dir / HISTORY_FILE)
     except OSError as error:
         say(f"! the night is done, but old ones could not be removed or the page not be written: {error}")

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.ingest.profile import SKETCH, TEXTS
 
@@ -28,12 +29,10 @@ CHURN: Final = 0.2  # share of the catalogue that is new or gone
 def drift(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> dict[str, Any]:
     """What has changed since the run before, and what of it deserves a look.
 
-    Mixes (event types, history lengths, hours, categories) are compared by the population stability index,
-    PSI = Σ (q − p) · ln(q / p) over their parts, p and q the shares before and now, with half an event added to each
-    part so that none is zero (Siddiqi, Credit Risk Scorecards, 2006). By custom 0.1 is a change and 0.25 a large one.
-    Small samples differ by chance: without any change, PSI / (1/n + 1/m) is about χ² distributed (Yurdakul and
-    Naranjo, Statistical Properties of the Population Stability Index, 2020), so the alarm's threshold is never below
-    four standard deviations over its mean.
+    Mixes (event types, history lengths, hours, categories) are compared by the population stability index (see
+    `stability_index`). Small samples differ by chance: without any change, PSI / (1/n + 1/m) is about χ² distributed
+    (Yurdakul and Naranjo, Statistical Properties of the Population Stability Index, 2020), so the alarm's threshold is
+    never below four standard deviations over its mean.
 
     Which items are new or gone is estimated from the 256 smallest hashes of either run's item ids (Broder, On the
     Resemblance and Containment of Documents, 1997; Bar-Yossef et al., Counting Distinct Elements in a Data Stream,
@@ -64,6 +63,20 @@ def drift(previous: Mapping[str, Any] | None, current: Mapping[str, Any]) -> dic
         found["items"] = comparison.items()
     kept = {name: value for name, value in found.items() if value not in (None, {})}
     return kept | {"alarms": comparison.alarms}
+
+
+def stability_index(before: npt.NDArray[Any], now: npt.NDArray[Any]) -> float:
+    """The population stability index of two mixes: PSI = Σ (q − p) · ln(q / p).
+
+    p and q are the shares of each part before and now, with half an event added to each part so that none is zero
+    (Siddiqi, Credit Risk Scorecards, 2006). By custom 0.1 is a change and 0.25 a large one.
+
+    Args:
+        before: events of each part, [n_parts].
+        now: the same, [n_parts].
+    """
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (before, now))
+    return float(((q - p) * np.log(q / p)).sum())
 
 
 class _Comparison:
@@ -228,9 +241,7 @@ class _Comparison:
     ) -> dict[str, Any]:
         parts = sorted(part for part in before.keys() | now.keys() if before.get(part, 0) + now.get(part, 0) > 0)
         n, m = sum(before.values()), sum(now.values())
-        p, q = (np.array([mix.get(part, 0) + 0.5 for part in parts]) for mix in (before, now))
-        p, q = p / p.sum(), q / q.sum()
-        value = float(((q - p) * np.log(q / p)).sum())
+        value = stability_index(*(np.array([mix.get(part, 0.0) for part in parts]) for mix in (before, now)))
         freedom = len(parts) - 1
         threshold = max(STABILITY, (1 / n + 1 / m) * (freedom + 4 * math.sqrt(2 * freedom)))
         if value > threshold:
