@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nightly.night_shop import DAY, FIRST, Shop
+from benchmarks.nightly_parts.shop import DAY, FIRST, Shop
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from benchmarks.nightly_parts.shop import DAY, FIRST, Shop, check_served
 from recsys.api import Run, open_run
 from recsys.artifacts import MANIFEST
 from recsys.cli import app
@@ -31,7 +32,6 @@ from recsys.errors import AlreadyRunningError, InputError, RecsysError
 from recsys.nightly import night as nights
 from recsys.nightly.budget import BudgetError
 from recsys.nightly.run import is_transient, nightly
-from tests.nightly.night_shop import DAY, FIRST, Shop, check_served
 
 SECOND, THIRD = FIRST + DAY, FIRST + 2 * DAY
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.nightly_parts.shop import DAY, FIRST, Shop, assert_of_one_run
 from recsys import open_run
 from recsys.config import LIVE
 from recsys.errors import AlreadyRunningError, InputError, RecsysError
 from recsys.nightly import night as nights
 from recsys.nightly.night import Night, State
-from tests.nightly.night_shop import DAY, FIRST, Shop, assert_of_one_run
 
 START = datetime(2026, 1, 1, 2, tzinfo=UTC)
 

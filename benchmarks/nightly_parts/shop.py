@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,13 +21,13 @@ from recsys.nightly.run import nightly
 from recsys.sample.config import SampleConfig
 from recsys.sample.sample import write_sample
 
-DAY = timedelta(days=1)
+DAY: Final = timedelta(days=1)
 # The moment of the first night; three weeks of log lie after it.
-FIRST = datetime(2026, 4, 10, tzinfo=UTC)
+FIRST: Final = datetime(2026, 4, 10, tzinfo=UTC)
 
-TOML = """
-data = "{folder}/shop"
-run_dir = "{folder}/run"
+# Sizes of the sample shop, and settings under which a night of it takes seconds.
+SIZES: Final = {"n_items": 200, "n_users": 300, "n_events": 9000}
+SETTINGS: Final = """
 seed = 1
 threads = 1
 use_teacher = false
@@ -44,7 +45,7 @@ candidates = 4
 examples = 16
 evaluations = 1
 valid_users = 10
-behaviour = {{ dim = 8, layers = 1, epochs = 1, valid_users = 10, use_text = false }}
+behaviour = { dim = 8, layers = 1, epochs = 1, valid_users = 10, use_text = false }
 
 [score]
 top = 8
@@ -83,21 +84,39 @@ class Shop:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path) -> Shop:
-        """Invent it, with the log of all days before the first night."""
-        sizes: dict[str, Any] = {"n_items": 200, "n_users": 300, "n_events": 9000}
-        write_sample(folder / "all", SampleConfig(**sizes), seed=1)
+    def open(
+        cls, folder: Path, settings: str = SETTINGS, *, sizes: Mapping[str, int] = SIZES, first: datetime = FIRST
+    ) -> Shop:
+        """Invent it, with the log of all days before the first night.
+
+        Args:
+            folder: a new one.
+            settings: the config as TOML, without its folders.
+            sizes: of `SampleConfig`.
+            first: the moment of the first night.
+        """
+        write_sample(folder / "all", SampleConfig.model_validate(sizes), seed=1)
         (folder / "shop" / "log").mkdir(parents=True)
-        (folder / "shop.toml").write_text(TOML.format(folder=folder))
         shop = cls(folder)
-        shop.write_log(FIRST, since=FIRST - 100 * DAY)
+        shop._write_config(settings)
+        shop.write_log(first, since=first - 100 * DAY)
         return shop
 
     def copy(self, folder: Path) -> Shop:
         """The same shop, to be written to."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        (folder / "shop.toml").write_text(TOML.format(folder=folder))
-        return Shop(folder)
+        copy = Shop(folder)
+        copy._write_config(self.config_file.read_text().split("\n", 2)[2])
+        return copy
+
+    def _write_config(self, settings: str) -> None:
+        folders = f'data = "{self.folder}/shop"\nrun_dir = "{self.folder}/run"\n'
+        self.config_file.write_text(folders + settings)
+
+    @property
+    def config_file(self) -> Path:
+        """Its config's file."""
+        return self.folder / "shop.toml"
 
     @property
     def run_dir(self) -> Path:
@@ -111,7 +130,7 @@ class Shop:
 
     def config(self, *overrides: str) -> PipelineConfig:
         """Its config."""
-        return load_config(self.folder / "shop.toml", overrides, env={})
+        return load_config(self.config_file, overrides, env={})
 
     def file(self, until: datetime) -> Path:
         """The log's file that ends then."""
@@ -155,7 +174,8 @@ def assert_of_one_run(run: Run) -> None:
     assert run.student.manifest["inputs"]["dataset"] == dataset
     assert run.index.manifest["inputs"]["student"] == student
     index, ranker = run.index.fingerprint, run.ranker.fingerprint
-    assert run.ranker.manifest["inputs"] == {"dataset": dataset, "student": student, "index": index}
+    made_of = {name: run.ranker.manifest["inputs"][name] for name in ("dataset", "student", "index")}
+    assert made_of == {"dataset": dataset, "student": student, "index": index}
     made_of = run.recommendations.manifest["inputs"]
     assert made_of == {"dataset": dataset, "student": student, "index": index, "ranker": ranker}
     lists = run.recommendations.table
