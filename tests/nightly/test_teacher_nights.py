@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from benchmarks.nightly_parts.shop import DAY, FIRST, Shop
 from recsys.api import Run
 from recsys.nightly import night as nights
-from tests.nightly.night_shop import DAY, FIRST, Shop
 from tests.soft_label_rows import rows_of
 
 TEACHER = "use_teacher=true"
