@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/retrieval.py`, a module each."""
