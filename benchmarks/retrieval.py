@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of builds and of `batch`")
     parser.add_argument("--items", type=int, nargs="+", default=[12_000, 1_000_000], help="sizes of `index`")
+    parser.add_argument("--types", nargs="*", default=["flat"], help="what `index` measures beside what is chosen")
     parser.add_argument("--target", type=float, default=0.98, help="recall at 100 that indexes are tuned to")
     parser.add_argument("--ann", help="a Python that has hnswlib and scann, for `index`")
     parser.add_argument("--shop", type=int, nargs=2, default=[1_000_000, 1_000_000], help="users and items of `batch`")

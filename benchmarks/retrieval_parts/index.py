@@ -34,8 +34,8 @@ def index(options: argparse.Namespace) -> list[Figure]:
     runtime.torch_device()  # sets the threads
     use_threads(runtime)
     shop = Shop.of(options.student, options.seed, runtime)
-    contenders = [("recsys", sys.executable, "recsys", "auto"), ("recsys_flat", sys.executable, "recsys", "flat")]
-    contenders.append(("recsys_hnsw", sys.executable, "recsys", "hnsw"))
+    contenders = [("recsys", sys.executable, "recsys", "auto")]
+    contenders += [(f"recsys_{kind}", sys.executable, "recsys", kind) for kind in options.types]
     if options.ann is not None:
         contenders += [(name, options.ann, name, "") for name in ("hnswlib", "scann")]
     figures = []

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from common import peak_mb
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -53,7 +54,8 @@ def main() -> None:
     peak = peak_mb()
     table = done.table
     lists = np.full((dataset.n_users, 10), -1, np.int64)
-    lists[table["user_idx"].to_numpy(), table["rank"].to_numpy() - 1] = table["item_idx"].to_numpy()
+    user, item = (pc.utf8_slice_codeunits(table[name], 1).cast("int64").to_numpy() for name in ("user_id", "item_id"))
+    lists[user, table["rank"].to_numpy() - 1] = item
     np.save(options.out, lists[asked["users"]])
     told = {"users": len(ids), "seconds": seconds, "peak_mb": peak, "index": index.manifest["seconds"]}
     print(json.dumps(told))
