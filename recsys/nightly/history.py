@@ -105,7 +105,8 @@ def _quality(nights: Sequence[Night]) -> str:
 def _data(nights: Sequence[Night]) -> str:
     """What the data checks looked at; findings are marked."""
     blocks = []
-    for name in DATA:
+    others = {finding.get("figure") for night in nights for finding in night.findings} - {None, *DATA}
+    for place, name in enumerate([*DATA, *sorted(others)]):
         some = [night for night in nights if name in night.figures]
         if not some:
             continue
@@ -119,7 +120,7 @@ def _data(nights: Sequence[Night]) -> str:
                 mode="markers",
                 marker={"color": VERMILION, "symbol": "x", "size": 10},
             )
-        blocks.append(f"<h3>{words(name)}</h3>{plot_block(figure, f'data-{name}', height=12)}")
+        blocks.append(f"<h3>{words(name)}</h3>{plot_block(figure, f'data-{place}', height=12)}")
     return f"<section><h2>Data</h2>{''.join(blocks)}</section>" if blocks else ""
 
 

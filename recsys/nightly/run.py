@@ -23,7 +23,7 @@ from recsys.api import Run
 from recsys.config import STAGES, PipelineConfig
 from recsys.errors import InputError, RecsysError
 from recsys.nightly import night as nights
-from recsys.nightly.alerts import alert
+from recsys.nightly.alerts import alert, check_alerts
 from recsys.nightly.budget import within
 from recsys.nightly.checks import Finding, check_data, profile
 from recsys.nightly.config import StageBudget
@@ -168,6 +168,7 @@ def _check(config: PipelineConfig) -> None:
     Raises:
         InputError: see there.
     """
+    check_alerts(config.nightly.alerts)
     ingest, gate = config.ingest, config.nightly.gate
     if ingest.protocol != "temporal" or ingest.train_until is not None or ingest.as_of is not None:
         raise InputError(

@@ -21,8 +21,10 @@ def night(day: int, state: str = "promoted", **more: object) -> Night:
 
 def test_every_section_shows_what_the_records_hold(tmp_path: Path) -> None:
     finding = {"check": "volume", "level": "hold", "message": "volume: 3 events a day", "figure": "events_per_day"}
+    other = {"check": "event_mix", "level": "warn", "message": "5% are carts", "figure": "event_share.cart"}
+    usual = {"events_per_day": 100.0, "event_share.cart": 0.1, "event_share.view": 0.9}
     nights = [
-        night(0, metrics={"ranker": 0.1, "most_popular": 0.02}, figures={"events_per_day": 100.0}),
+        night(0, metrics={"ranker": 0.1, "most_popular": 0.02}, figures=usual),
         night(
             1,
             "kept_out",
@@ -32,11 +34,20 @@ def test_every_section_shows_what_the_records_hold(tmp_path: Path) -> None:
             stages=[StageRecord(stage="distill", did="done", seconds=90, peak_mb=700)],
             reasons=[Reason("primary metric", False, "surely worse")],
         ),
-        night(2, "held", figures={"events_per_day": 3.0}, findings=[finding]),
+        night(2, "held", figures={"events_per_day": 3.0, "event_share.cart": 0.05}, findings=[finding, other]),
     ]
     text = write_history(nights, nights[0].name, tmp_path / "history.html").read_text()
-    for name in ("quality", "data-events_per_day", "drift-same", "drift-psi", "minutes", "memory"):
+    for name in (
+        "quality",
+        "data-events_per_day",
+        "data-event_share.cart",
+        "drift-same",
+        "drift-psi",
+        "minutes",
+        "memory",
+    ):
         assert f'id="{name}"' in text
+    assert 'id="data-event_share.view"' not in text  # nothing was ever found there
     body = text[text.index("<main>") :]
     for said in ("surely worse", "volume: 3 events a day", "<strong>2026-01-01T000000Z</strong>", "kept out"):
         assert said in body

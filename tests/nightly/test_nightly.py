@@ -321,6 +321,7 @@ def test_configs_without_nights_are_refused(shop: Shop) -> None:
         "nightly.budgets.train.minutes=3": r"\[nightly.budgets.train\] is no stage",
         'nightly.gate.baselines=["nobody"]': "names 'nobody'",
         'score.ensemble=["runs/other/teacher"]': "score.ensemble",
+        "nightly.alerts.webhook_env=NO_SUCH_HOOK": "NO_SUCH_HOOK cannot be sent to",
     }.items():
         with pytest.raises(InputError, match=words):
             shop.night(THIRD, override)
