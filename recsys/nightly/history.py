@@ -105,8 +105,8 @@ def _quality(nights: Sequence[Night]) -> str:
 def _data(nights: Sequence[Night]) -> str:
     """What the data checks looked at; findings are marked."""
     blocks = []
-    others = {finding.get("figure") for night in nights for finding in night.findings} - {None, *DATA}
-    for place, name in enumerate([*DATA, *sorted(others)]):
+    found_in = {str(finding["figure"]) for night in nights for finding in night.findings if finding.get("figure")}
+    for place, name in enumerate([*DATA, *sorted(found_in.difference(DATA))]):
         some = [night for night in nights if name in night.figures]
         if not some:
             continue
@@ -209,7 +209,7 @@ def _lines(nights: Sequence[Night], names: Sequence[str], value: Callable[[Night
         figure.add_scatter(
             x=[night.as_of for night in nights],
             y=[value(night, name) for night in nights],
-            name=name.replace("_", " "),
+            name=escape(name.replace("_", " ")),  # Plotly reads a little HTML in it
             mode="lines+markers",
             line={
                 "color": COLOURS[place % len(COLOURS)],

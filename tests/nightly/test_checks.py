@@ -194,6 +194,22 @@ def test_half_a_day_is_no_outage() -> None:
     assert not found(tonight | per_day | {"days": 0.5})
 
 
+def test_nights_are_compared_with_those_of_their_length() -> None:
+    """After a long weekend off more of the users are new, whatever the seven nights before were like."""
+    long = [night | {"days": 3.0, "new_user_share": 0.6 + 0.001 * at} for at, night in enumerate(NIGHTS[:8])]
+    tonight = NIGHTS[-1] | {"new_user_share": 0.62}
+    recent = [*long, *NIGHTS[8:-1]]
+    assert "new_user_share" in found(tonight, recent)
+    assert not found(tonight | {"days": 3.0}, recent)
+
+
+def test_a_few_events_where_there_were_none_are_chance() -> None:
+    recent = [night | {"event_share.wish": 0.0} for night in NIGHTS[:-1]]
+    n_events = NIGHTS[-1]["events"]
+    assert not found(NIGHTS[-1] | {"event_share.wish": 4 / n_events}, recent)
+    assert set(found(NIGHTS[-1] | {"event_share.wish": 12 / n_events}, recent)) == {"event_share.wish"}
+
+
 def test_the_message_tells_the_figure_the_usual_and_why() -> None:
     tonight = NIGHTS[-1] | {"quarantined_share": 0.2, "quarantined_share.unknown_item": 0.15}
     tonight |= {"quarantined_share.invalid_timestamp": 0.05}
@@ -260,6 +276,9 @@ def ingested(folder: Path, rows: list[Row], as_of: datetime) -> Dataset:
 def test_the_figures_are_those_of_a_plain_count(tmp_path: Path, days: int) -> None:
     """Of one day in the test part, and of more days than it has."""
     rows = [row for row in log_of(10) if row["timestamp"] < START + 9.5 * DAY]
+    # A midnight belongs to the day that ends with it.
+    edges = [moment for day in range(1, 10) for moment in (START + day * DAY, START + day * DAY - timedelta(hours=1))]
+    rows += [{"user_id": "edge", "item_id": "i0", "event_type": "view", "timestamp": moment} for moment in edges]
     until = START + 10 * DAY
     since = until - days * DAY
     dataset = ingested(tmp_path, rows, until)

@@ -39,15 +39,15 @@ def test_every_section_shows_what_the_records_hold(tmp_path: Path) -> None:
     text = write_history(nights, nights[0].name, tmp_path / "history.html").read_text()
     for name in (
         "quality",
-        "data-events_per_day",
-        "data-event_share.cart",
+        "data-0",
+        "data-6",
         "drift-same",
         "drift-psi",
         "minutes",
         "memory",
     ):
         assert f'id="{name}"' in text
-    assert 'id="data-event_share.view"' not in text  # nothing was ever found there
+    assert 'id="data-7"' not in text  # nothing was ever found in the share of views
     body = text[text.index("<main>") :]
     for said in ("surely worse", "volume: 3 events a day", "<strong>2026-01-01T000000Z</strong>", "kept out"):
         assert said in body
@@ -67,7 +67,13 @@ def test_what_a_record_says_is_no_html(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
     nights = [
         night(
-            0, "failed", error=bad, notes=[bad], metrics={"ranker": 0.1}, findings=[{"level": "warn", "message": bad}]
+            0,
+            "failed",
+            error=bad,
+            notes=[bad],
+            metrics={"ranker": 0.1},
+            findings=[{"level": "warn", "message": bad, "figure": f"event_share.{bad}"}],
+            figures={f"event_share.{bad}": 0.1},
         )
     ]
     text = write_history(nights, None, tmp_path / "history.html").read_text()
