@@ -34,7 +34,10 @@ def batch(options: argparse.Namespace) -> list[Figure]:
     dataset = _write(Shop.of(options.student, options.seed, runtime), n_users, n_items, options.batch_users, data)
     truth = _exact(dataset, data)
     contenders = [("recsys", sys.executable, "recsys", ["--type", "auto"])]
-    contenders += [("recsys_without_cap", sys.executable, "recsys", ["--type", "auto", "--brand-cap", "0"])]
+    contenders += [
+        ("recsys_without_cap", sys.executable, "recsys", ["--type", "auto", "--brand-cap", "0"]),
+        ("recsys_exact", sys.executable, "recsys", ["--type", "flat", "--brand-cap", "0"]),
+    ]
     for name in ("implicit", "rectools", "replay"):
         if (python := getattr(options, name)) is not None:
             contenders.append((name, python, name, []))
@@ -54,7 +57,8 @@ def batch(options: argparse.Namespace) -> list[Figure]:
             figures.append(Figure(f"batch.{name}.build", told["index"], "s"))
     peers = [value for name, value in speed.items() if not name.startswith("recsys")]
     if peers:
-        figures.append(at_least("batch.speed_of_fastest_peer", speed["recsys"] / max(peers), 1.0))
+        figures.append(at_least("batch.recsys.speed_of_fastest_peer", speed["recsys"] / max(peers), 1.0))
+        figures.append(at_least("batch.recsys_exact.speed_of_fastest_peer", speed["recsys_exact"] / max(peers), 1.0))
     return figures
 
 

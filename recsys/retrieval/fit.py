@@ -19,7 +19,30 @@ from recsys.runtime import Runtime
 
 # Where tuning starts. 8 bits a number are nearly exact: of twice as many as are wanted, the best are among them.
 FIRST_PARAMS: Final = {"efSearch": 32, "nprobe": 4, "k_factor": 2}
+# The first places of a list are what is shown: there a miss counts so many times.
+TOP, TOP_WEIGHT = 10, 20
 FINEST_FIRST: Final[tuple[Refine, ...]] = ("fp32", "fp16", "sq8")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much of what an exact search finds is found.
+
+    Attributes:
+        recall: of the exact top `recall_at`.
+        top: of the exact first ten, in a search as deep.
+    """
+
+    recall: float
+    top: float
+
+    @property
+    def worst(self) -> float:
+        """What has to reach the target: the recall, or, if that is less, one minus twenty times what the top misses."""
+        return min(self.recall, 1 - TOP_WEIGHT * (1 - self.top))
+
+
+EXACT: Final = Measured(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Fitted:
         index: `faiss.Index`; None where the vectors are all that is needed.
         plan: what it is.
         params: of the search.
-        recall: measured; 1 for an exact index.
+        measured: with these.
         seconds: of building and of tuning.
         rejected: what was thought of before, with what it would take or what it reached.
     """
@@ -38,7 +61,7 @@ class Fitted:
     index: Any
     plan: Plan
     params: Mapping[str, int]
-    recall: float
+    measured: Measured
     seconds: Mapping[str, float]
     rejected: Sequence[Mapping[str, Any]] = ()
 
@@ -69,9 +92,11 @@ def fit(
         rejected += [_in_words(plan, memory=plan.memory) for plan in plans[: plans.index(fits[0]) if fits else None]]
         if fits:
             fitted = _fit(fits[0], vectors, config, scratch, queries, runtime)
-            if fitted.recall >= config.target_recall:
+            if fitted.measured.worst >= config.target_recall:
                 return replace(fitted, rejected=rejected)
-            rejected.append(_in_words(fits[0], params=dict(fitted.params), recall=fitted.recall))
+            measured = fitted.measured
+            words = _in_words(fits[0], params=dict(fitted.params), recall=measured.recall, top_recall=measured.top)
+            rejected.append(words)
     raise _out_of_reach(rejected, config, *vectors.shape)
 
 
@@ -83,7 +108,7 @@ def tune(
     config: IndexConfig,
     *,
     allowed: npt.NDArray[np.bool_] | None = None,
-) -> tuple[dict[str, int], float]:
+) -> tuple[dict[str, int], Measured]:
     """The cheapest parameters found that reach the target, or the limits.
 
     The parameter that gains the most recall is doubled until the target is reached; then each, in turn, is lowered
@@ -98,39 +123,44 @@ def tune(
         allowed: [n_items] bool, what may be found; all by default.
 
     Returns:
-        params, and the recall measured with them, rounded down to 5 decimals.
+        params, and what was measured with them, rounded down to 5 decimals.
     """
     items = None if allowed is None else np.flatnonzero(allowed)
     n_items = len(index.vectors) if items is None else len(items)
     k = min(config.recall_at, n_items)
 
-    def score_to_reach(queries: Vectors) -> Vectors:
+    top = min(TOP, k)
+
+    def scores_to_reach(queries: Vectors) -> Vectors:
         exact = exact_search(queries, index.vectors, k, items)[1]
         # By the kernel that scores what is found, for another one rounds differently.
-        return rescored(queries, index.vectors, exact, k)[0][:, -1:]
+        return rescored(queries, index.vectors, exact, k)[0][:, [k - 1, top - 1]]
 
-    groups = [(each, score_to_reach(each)) for each in queries if len(each)]
+    groups = [(each, scores_to_reach(each)) for each in queries if len(each)]
 
-    def recall(params: Mapping[str, int]) -> float:
-        # An item as good as the k-th counts, whichever of the equal ones it is.
-        shares = [(index.search(each, k, params, allowed)[0] >= least).mean() for each, least in groups]
-        return int(min(shares) * 1e5) / 1e5
+    def measure(params: Mapping[str, int]) -> Measured:
+        shares = []
+        for each, least in groups:
+            scores = index.search(each, k, params, allowed)[0]
+            # An item as good as the k-th counts, whichever of the equal ones it is.
+            shares.append([(scores >= least[:, :1]).mean(), (scores[:, :top] >= least[:, 1:]).mean()])
+        return Measured(*(int(min(column) * 1e5) / 1e5 for column in zip(*shares, strict=True)))
 
     params = {name: min(value, limits[name]) for name, value in params.items()}
     before = {name: value // 2 for name, value in params.items()}
-    reached = recall(params)
-    while reached < config.target_recall:
+    reached = measure(params)
+    while reached.worst < config.target_recall:
         steps = {name: min(2 * value, limits[name]) for name, value in params.items() if value < limits[name]}
         if not steps:
             return params, reached
-        measured = {name: recall({**params, name: value}) for name, value in steps.items()}
-        name = max(measured, key=lambda name: measured[name])
+        measured = {name: measure({**params, name: value}) for name, value in steps.items()}
+        name = max(measured, key=lambda name: measured[name].worst)
         before[name], params[name], reached = params[name], steps[name], measured[name]
     for name in params:
         while params[name] - before[name] > max(1, params[name] // 8):
             middle = (params[name] + before[name]) // 2
-            lower = recall({**params, name: middle})
-            if lower >= config.target_recall:
+            lower = measure({**params, name: middle})
+            if lower.worst >= config.target_recall:
                 params[name], reached = middle, lower
             else:
                 before[name] = middle
@@ -175,16 +205,16 @@ def _fit(
     runtime: Runtime,
 ) -> Fitted:
     if plan.type == "flat":
-        return Fitted(None, plan, {}, 1.0, {"build": 0.0, "tune": 0.0})
+        return Fitted(None, plan, {}, EXACT, {"build": 0.0, "tune": 0.0})
     started = time.perf_counter()
     index = build(plan, vectors, config, scratch, runtime=runtime)
     built = time.perf_counter()
     limits = limits_of(plan, len(vectors), min(config.recall_at, len(vectors)))
     first = {name: FIRST_PARAMS[name] if name != "k_factor" or plan.refine else 1 for name in limits}
     approximate = Approximate(index, plan.type, plan.refine, vectors)
-    params, recall = tune(approximate, limits, first, [queries()], config)
+    params, measured = tune(approximate, limits, first, [queries()], config)
     seconds = {"build": round(built - started, 3), "tune": round(time.perf_counter() - built, 3)}
-    return Fitted(index, plan, params, recall, seconds)
+    return Fitted(index, plan, params, measured, seconds)
 
 
 def _in_words(plan: Plan, **why: Any) -> dict[str, Any]:
@@ -205,7 +235,9 @@ def _out_of_reach(rejected: Sequence[Mapping[str, Any]], config: IndexConfig, n_
     room = [each["memory"] for each in rejected if each["type"] == "flat"]
     advice = f"index.memory_limit = '{-(-room[0] // 1_000_000)}MB'" if room else "index.type = 'auto' or 'flat'"
     return InputError(
-        f"{best['factory']} reached recall@{config.recall_at} {best['recall']:.4f} at its deepest search",
-        expected=f"index.target_recall = {config.target_recall}",
+        f"{best['factory']} reached recall@{config.recall_at} {best['recall']:.4f}, of the first {TOP} "
+        f"{best['top_recall']:.4f}, at its deepest search",
+        expected=f"index.target_recall = {config.target_recall}, and {1 - (1 - config.target_recall) / TOP_WEIGHT:.4g} "
+        f"of the first {TOP}",
         do=f"set {advice}, or a lower target",
     )

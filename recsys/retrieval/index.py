@@ -19,7 +19,7 @@ from recsys.ingest.dataset import Dataset, Sequences
 from recsys.retrieval.approximate import Approximate, Plan, add
 from recsys.retrieval.config import IndexConfig
 from recsys.retrieval.exact import Found, Vectors, exact_search
-from recsys.retrieval.fit import fit, limits_of, tune
+from recsys.retrieval.fit import EXACT, Measured, fit, limits_of, tune
 from recsys.runtime import Runtime
 
 __all__ = ["ItemIndex", "VectorModel", "Vectors", "build_index", "update_index", "use_threads"]
@@ -102,7 +102,7 @@ def build_index(
                 "seconds": dict(fitted.seconds),
                 "memory_estimated": fitted.plan.memory,
             }
-            _describe(draft, vectors, config, fitted.params, fitted.recall, added=0, removed=0)
+            _describe(draft, vectors, config, fitted.params, fitted.measured, added=0, removed=0)
     return ItemIndex.open(out)
 
 
@@ -160,7 +160,7 @@ def update_index(
             save_npy(draft.path / REMOVED, gone)
             names = ("type", "refine", "factory", "nlist", "tuned_with", "rejected", "seconds", "memory_estimated")
             draft.info |= {name: info[name] for name in names}
-            params, recall = info["params"], 1.0
+            params, measured = info["params"], EXACT
             n_added = info["since_build"]["added"] + len(new)
             if info["type"] != "flat":
                 shutil.copyfile(index.path / QUERIES, draft.path / QUERIES)
@@ -174,8 +174,8 @@ def update_index(
                     limits = limits_of(plan, len(vectors), min(config.recall_at, len(vectors)))
                     approximate = Approximate(extended, plan.type, plan.refine, vectors)
                     groups = [_mapped(draft.path / QUERIES), near_new]
-                    params, recall = tune(approximate, limits, params, groups, config, allowed=present)
-            _describe(draft, vectors, config, params, recall, added=n_added, removed=len(gone))
+                    params, measured = tune(approximate, limits, params, groups, config, allowed=present)
+            _describe(draft, vectors, config, params, measured, added=n_added, removed=len(gone))
     return ItemIndex.open(out)
 
 
@@ -224,8 +224,10 @@ class ItemIndex(Artifact):
         few = items is not None and n_allowed <= min(self.manifest["config"]["flat_up_to"], n_items // 10)
         if self.manifest["info"]["type"] == "flat" or few:
             return exact_search(queries, self.vectors, width, items)
-        params = self.manifest["info"]["params"]
-        scores, found = self._approximate.search(queries, width, params, None if items is None else allowed)
+        # The parameters are those for a list of `recall_at`: a shorter one is its beginning.
+        depth, params = max(width, min(self.manifest["info"]["recall_at"], n_allowed)), self.manifest["info"]["params"]
+        scores, found = self._approximate.search(queries, depth, params, None if items is None else allowed)
+        scores, found = scores[:, :width].copy(), found[:, :width].copy()
         short = np.flatnonzero((found < 0).any(axis=1))
         if short.size:
             scores[short], found[short] = exact_search(queries[short], self.vectors, width, items)
@@ -291,7 +293,7 @@ def _describe(
     vectors: Vectors,
     config: IndexConfig,
     params: Mapping[str, int],
-    recall: float,
+    measured: Measured,
     *,
     added: int,
     removed: int,
@@ -304,11 +306,15 @@ def _describe(
     why = None
     if added + removed > config.rebuild_after * (n_items - added):
         why = f"{added + removed} items were added or removed since the build of {n_items - added}"
-    if recall < config.target_recall:
-        why = f"recall fell to {recall}, below the target of {config.target_recall}, at the deepest search"
+    if measured.worst < config.target_recall:
+        why = (
+            f"recall fell to {measured.recall}, that of the first places to {measured.top}, below the target of "
+            f"{config.target_recall}, at the deepest search"
+        )
     info |= {
         "params": dict(params),
-        "recall": recall,
+        "recall": measured.recall,
+        "top_recall": measured.top,
         "recall_at": min(config.recall_at, n_items),
         "memory": memory,
         "bytes": sum(size.values()),
@@ -318,7 +324,7 @@ def _describe(
     draft.counts |= {
         "items": n_items - removed,
         "dim": vectors.shape[1],
-        "recall": recall,
+        "recall": measured.recall,
         "bytes": info["bytes"],
         "memory": memory,
     }

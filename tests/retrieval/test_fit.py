@@ -110,7 +110,24 @@ def test_tuning_goes_no_deeper_than_the_target_asks() -> None:
         IndexConfig(recall_at=100, target_recall=0.65),
     )
     assert 65 <= params["nprobe"] <= 73  # doubling alone would end at 128
-    assert reached == pytest.approx(params["nprobe"] / 100)
+    assert reached == fit.Measured(pytest.approx(params["nprobe"] / 100), 1.0)
+
+
+@pytest.mark.parametrize(("deep", "top", "worst"), [(0.98, 0.999, 0.98), (0.99, 0.9985, 0.97), (1.0, 1.0, 1.0)])
+def test_a_miss_among_the_first_ten_counts_twenty_times(deep: float, top: float, worst: float) -> None:
+    assert fit.Measured(deep, top).worst == pytest.approx(worst)
+
+
+def test_the_first_ten_are_found_even_where_the_whole_list_need_not_be(tmp_path: Path) -> None:
+    vectors, users = clustered(12_000, 16, seed=4)
+    index = build(vectors, tmp_path / "index", type="ivf_pq", target_recall=0.8)
+    assert info_of(index)["top_recall"] >= 0.99
+    # A short list is the beginning of a long one, so that this holds for it too.
+    scores, found = index.search(users, 10)
+    longer_scores, longer = index.search(users, 100)
+    np.testing.assert_array_equal(found, longer[:, :10])
+    np.testing.assert_array_equal(scores, longer_scores[:, :10])
+    assert recall(found, best(users, vectors, 10, np.ones(12_000, np.bool_))) >= 0.98
 
 
 def test_auto_falls_back_to_flat_where_the_target_is_out_of_reach(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     vectors, users = clustered(1000, 8, seed=1)
-    index = build(vectors, tmp_path / "index", type="ivf_sq", target_recall=0.8)
+    index = build(vectors, tmp_path / "index", type="ivf_sq", target_recall=0.1)
     file = index.path / "items.faiss"
     file.write_bytes(b"xxxx" + file.read_bytes()[4:])
     with pytest.raises(InputError, match="cannot be read"):
