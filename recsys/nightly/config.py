@@ -86,6 +86,9 @@ class NightlyConfig(BaseModel):
     warm_epochs: int | None = Field(
         None, ge=1, description="epochs of a student that starts from the live one's weights; distill.epochs by default"
     )
+    warm_lr: float | None = Field(
+        None, gt=0, description="its peak learning rate, which may be lower; distill.lr by default"
+    )
     resume_hours: float = Field(
         12, ge=0, description="a night that was killed or failed is taken up, if it is not older; else a new one begins"
     )
@@ -109,3 +112,8 @@ class NightlyConfig(BaseModel):
         default_factory=ChecksConfig, description="what holds a night before anything is trained"
     )
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="who is told, and how")
+
+    def warm(self) -> dict[str, int | float]:
+        """What of [distill] is otherwise for a student that starts from the live one's weights."""
+        changed = {"epochs": self.warm_epochs, "lr": self.warm_lr}
+        return {name: value for name, value in changed.items() if value is not None}

@@ -508,9 +508,7 @@ class _Job:
     def _distill(self) -> str:
         update: dict[str, Any] = {}
         if self.champion is not None and self._has_shape_of(self.champion.student):
-            update["warm_start"] = self.champion.folder("distill")
-            if self.config.nightly.warm_epochs is not None:
-                update["epochs"] = self.config.nightly.warm_epochs
+            update = {"warm_start": self.champion.folder("distill"), **self.config.nightly.warm()}
         distill = self.tonight.distill.model_copy(update=update)
         return self._pipeline("distill", self.tonight.model_copy(update={"distill": distill}))
 
