@@ -45,6 +45,13 @@ class GateConfig(BaseModel):
     coverage_tolerance: float = Field(
         0.2, ge=0, lt=1, description="share of the champion's catalogue coverage that may be lost"
     )
+    most_drop: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of what is usual for the champion, or for the best baseline, that its primary metric may "
+        "lose; where it loses more, the fresh window or the log before it is broken, and nobody can be judged",
+    )
     baselines: tuple[str, ...] = Field(
         ("most_popular", "recently_popular", "item_knn"),
         description="simple baselines that the challenger's primary metric must be above; at night no others are "
