@@ -88,7 +88,6 @@ dim = 64
 layers = 1
 max_history = 30
 batch_positions = 1024
-lr = 0.001
 valid_users = 500
 
 [evaluate]

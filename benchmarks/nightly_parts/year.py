@@ -52,14 +52,14 @@ class Sizes:
     n_groups: int = 12
     kinds: int = 4  # of each group
     likes: int = 3  # groups that a user likes
-    sessions: float = 0.28  # of a user and day
+    sessions: float = 0.3  # of a user and day
     session_events: float = 4.0
     joining: float = 0.2  # share of the users that come later, evenly over `days`
     launch_every: int = 3  # days
     launched: int = 3  # items at a time
     fading_days: float = 60.0  # until an item draws a third of what it drew
-    taste_days: float = 40.0  # until a user has given up a group
-    moving_on: float = 0.3  # chance after a session that the user's next one in the group is about the next kind
+    taste_days: float = 25.0  # until a user has given up a group
+    moving_on: float = 0.6  # chance after a session that the user's next one in the group is about the next kind
     fashion: float = 0.05  # a group's daily step, on the logarithm
     days: int = 425
 
