@@ -54,8 +54,8 @@ class GateConfig(BaseModel):
     )
     baselines: tuple[str, ...] = Field(
         ("most_popular", "recently_popular", "item_knn"),
-        description="simple baselines that the challenger's primary metric must be above; at night no others are "
-        "fitted",
+        description="simple baselines that the challenger's primary metric must be above, unless the champion's is not "
+        "above them either; at night no others are fitted",
     )
     min_full_lists: float = Field(
         0.99, ge=0, le=1, description="share of the users whose list must have all its items; nobody's may be empty"

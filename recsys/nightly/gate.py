@@ -107,8 +107,8 @@ def judge(
     The challenger stays out if on the primary metric, or in a guarded segment, its paired bootstrap interval lies below
     the champion's or its mean falls short by more than the tolerance; if it shows much less of the catalogue; if the
     champion or the best baseline is far below what it usually does, so that the fresh window or the log must be
-    doubted; if its mean is not above every simple baseline's; or if its lists are not sane. Without a champion only the
-    baselines and the lists are asked.
+    doubted; if its mean is not above that of a simple baseline, unless the champion's is not either; or if its lists
+    are not sane. Without a champion only the baselines and the lists are asked.
 
     Args:
         challenger: the new model.
@@ -139,7 +139,8 @@ def judge(
             reasons.append(_not_worse(check, ours, theirs, tolerance, least, config, rng))
         reasons.append(_coverage(challenger.coverage, champion.coverage, config))
         reasons += _as_usual(champion.values, baselines, usual or {}, config)
-    reasons += [_beats(challenger.values, name, baselines.get(name)) for name in config.baselines]
+    theirs = None if champion is None else champion.values
+    reasons += [_beats(challenger.values, theirs, name, baselines.get(name)) for name in config.baselines]
     if challenger.lists is not None:
         reasons += _sane(challenger.lists, None if champion is None else champion.lists, config)
     return Verdict(all(reason.passed is not False for reason in reasons), tuple(reasons))
@@ -205,7 +206,7 @@ def _as_usual(
     return reasons
 
 
-def _beats(ours: Values, name: str, theirs: Values | None) -> Reason:
+def _beats(ours: Values, champion: Values | None, name: str, theirs: Values | None) -> Reason:
     check = f"baseline {name}"
     if theirs is None:
         return Reason(check, False, f"{check}: it was not measured")
@@ -214,7 +215,13 @@ def _beats(ours: Values, name: str, theirs: Values | None) -> Reason:
     if not len(ours):
         return Reason(check, False, f"{check}: nobody was asked")
     difference = float(ours.mean() - theirs.mean())
-    return Reason(check, difference > 0, f"{check}: {ours.mean():.4f} against {theirs.mean():.4f}", difference)
+    said = f"{check}: {ours.mean():.4f} against {theirs.mean():.4f}"
+    if difference <= 0 and champion is not None and champion.mean() <= theirs.mean():
+        # To keep the champion would not help: the choice is between these two.
+        return Reason(
+            check, None, f"{said}, and the champion's {champion.mean():.4f} is not above it either", difference
+        )
+    return Reason(check, difference > 0, said, difference)
 
 
 def _sane(lists: ListFigures, before: ListFigures | None, config: GateConfig) -> list[Reason]:

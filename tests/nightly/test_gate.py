@@ -135,6 +135,19 @@ def test_a_log_from_which_the_best_baseline_learns_nothing_lets_nobody_in() -> N
     assert judged(0.08, most_popular=0.001).promoted
 
 
+def test_a_baseline_that_the_champion_does_not_beat_either_keeps_nobody_out() -> None:
+    """The choice is between challenger and champion, and the champion would be no better."""
+    above, between = {"most_popular": CHAMPION.values * 1.02}, {"most_popular": CHAMPION.values * 0.99}
+    verdict = judge(CHAMPION, CHAMPION, above, CONFIG)
+    assert verdict.promoted
+    reason = next(reason for reason in verdict.reasons if reason.check == "baseline most_popular")
+    assert reason.passed is None and "is not above it either" in reason.message
+    # One that the champion beats has to be beaten; and so has every one where there is no champion.
+    below = replace(CHAMPION, values=CHAMPION.values * 0.98)
+    assert "baseline most_popular" in against(judge(below, CHAMPION, between, CONFIG))
+    assert against(judge(CHAMPION, None, above, CONFIG)) == ["baseline most_popular"]
+
+
 def test_small_shops_are_not_kept_out_by_their_size_or_speed() -> None:
     small = replace(LISTS, bytes=1000, seconds=0.1)
     larger = replace(small, bytes=LEAST_BYTES, seconds=LEAST_SECONDS)
