@@ -168,7 +168,7 @@ class Lived:
     def figures(self) -> list[Figure]:
         """Everything in numbers."""
         broken, states = self.broken(), Counter(night.state for night in self.nights)
-        stopped = sum(self.nights[number].state in ("held", "kept_out") for number in broken)
+        caught = sum(self.nights[number].state in ("held", "kept_out") for number in broken)
         sound = [number for number in range(len(self.nights)) if number not in broken]
         longest = max(map(len, "".join("x."[night.state == "promoted"] for night in self.nights).split(".")))
         figures = [
@@ -176,7 +176,7 @@ class Lived:
             *(Figure(f"nights.{state}", states[state]) for state in ("promoted", "kept_out", "held")),
             Figure("nights.longest_without_promotion", longest),
             Figure("nights.broken", len(broken)),
-            at_least("nights.broken.stopped", stopped, len(broken)),
+            at_least("nights.broken.stopped", caught, len(broken)),
             Figure("nights.sound.promoted_share", np.mean([self.nights[n].state == "promoted" for n in sound])),
             *self._below(),
         ]
@@ -188,8 +188,10 @@ class Lived:
                 figures.append(at_least(name, ratio, QUALITY) if policy == "nightly" else Figure(name, ratio))
             lost = [night for night, value in enumerate(means["nightly"]) if value < QUALITY * means["scratch"][night]]
             figures.append(Figure(f"{metric}.nights_below_98_percent_of_scratch", len(lost)))
-        means = {policy: self.by_night("ndcg", policy)[broken].mean() for policy in POLICIES} if broken else {}
-        figures += [Figure(f"ndcg.on_broken_nights.{policy}", float(value)) for policy, value in means.items()]
+        stopped = [number for number, night in enumerate(self.nights) if night.state != "promoted"]
+        for name, chosen in (("broken", broken), ("not_promoted", stopped)):
+            means = {policy: self.by_night("ndcg", policy)[chosen].mean() for policy in POLICIES} if chosen else {}
+            figures += [Figure(f"ndcg.on_nights.{name}.{policy}", float(value)) for policy, value in means.items()]
         return figures + self._time()
 
     def _below(self) -> list[Figure]:
