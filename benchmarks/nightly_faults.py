@@ -58,7 +58,6 @@ from recsys.nightly.night import Night
 SECOND, THIRD = FIRST + DAY, FIRST + 2 * DAY
 PARTS: Final = ("kills", "faults", "readers", "stages")
 PROMOTIONS: Final = 200
-STAGES: Final = ("ingest", "check", "distill", "index", "rank", "recommend", "evaluate", "gate")
 SAMPLE: Final = {"n_items": 2_000, "n_users": 5_000, "n_events": 150_000}
 SAMPLE_TOML: Final = Path(__file__).parents[1] / "pipelines" / "sample.toml"
 
@@ -137,6 +136,7 @@ def kills(shop: Shop, folder: Path, n: int, seed: int) -> list[Figure]:
     with copied(shop, folder) as alone:
         segments = timed(alone)
         expected = lists_of(alone)
+    stages = [stage for stage, _ in segments[1:-1]]
     before = {as_of: contents(shop, as_of) for as_of in (FIRST, SECOND)}
     count, came_in, seconds = Counter[str](), Counter[str](), list[float]()
     for trial in range(3 * n):
@@ -147,8 +147,8 @@ def kills(shop: Shop, folder: Path, n: int, seed: int) -> list[Figure]:
                 count["too_late"] += 1
                 continue
             count["kills"] += 1
-            came_in[where(killed)] += 1
-            served = read(killed)
+            stage, served = where(killed, stages), read(killed)
+            came_in[stage] += 1
             count["torn"] += served not in (nights.name_of(SECOND), nights.name_of(THIRD))
             count["lost"] += any(contents(killed, as_of) != files for as_of, files in before.items())
             started = time.perf_counter()
@@ -159,12 +159,13 @@ def kills(shop: Shop, folder: Path, n: int, seed: int) -> list[Figure]:
             count["not_recovered"] += not recovered or any(folder_of.glob("work/*-*"))
             count["lost"] += any(contents(killed, as_of) != files for as_of, files in before.items())
             count["other_lists"] += lists_of(killed) != expected
+            print(f"kill {count['kills']} in {stage}: {served}, then exit {again.returncode}", file=sys.stderr)
             if not recovered:
                 print(f"kill {count['kills']}: exit {again.returncode}\n{again.stderr}", file=sys.stderr)
     return [
         Figure("kills", count["kills"]),
         *(at_most(f"kills.{name}", count[name], 0) for name in ("torn", "lost", "not_recovered", "other_lists")),
-        *(Figure(f"kills.in.{stage}", came_in[stage]) for stage in ("start", *STAGES, "promotion", "end")),
+        *(Figure(f"kills.in.{stage}", came_in[stage]) for stage in ("start", *stages, "promotion", "end")),
         Figure("kills.after_the_end", count["too_late"]),
         Figure("kills.next_start.median", median(seconds), "s"),
         Figure("kills.next_start.max", max(seconds), "s"),
@@ -214,15 +215,15 @@ def kill(shop: Shop, segments: Sequence[tuple[str, float]], rng: np.random.Gener
     return running.returncode < 0
 
 
-def where(shop: Shop) -> str:
-    """What the killed night was at, as its record has it."""
+def where(shop: Shop, stages: Sequence[str]) -> str:
+    """Which of its stages the killed night was at, as its record has it."""
     found = [night for night in nights.load_nights(shop.run_dir) if night.as_of == THIRD]
     if not found:
         return "start"
     if found[0].state != "running":
         return "end"
     done = {stage.stage for stage in found[0].stages}
-    return next((stage for stage in STAGES if stage not in done), "promotion")
+    return next((stage for stage in stages if stage not in done), "promotion")
 
 
 def read(shop: Shop) -> str:

@@ -45,10 +45,17 @@ class GateConfig(BaseModel):
     coverage_tolerance: float = Field(
         0.2, ge=0, lt=1, description="share of the champion's catalogue coverage that may be lost"
     )
+    most_drop: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of what is usual for the champion, or for the best baseline, that its primary metric may "
+        "lose; where it loses more, the fresh window or the log before it is broken, and nobody can be judged",
+    )
     baselines: tuple[str, ...] = Field(
         ("most_popular", "recently_popular", "item_knn"),
-        description="simple baselines that the challenger's primary metric must be above; at night no others are "
-        "fitted",
+        description="simple baselines that the challenger's primary metric must be above, unless the champion's is not "
+        "above them either; at night no others are fitted",
     )
     min_full_lists: float = Field(
         0.99, ge=0, le=1, description="share of the users whose list must have all its items; nobody's may be empty"
@@ -86,6 +93,9 @@ class NightlyConfig(BaseModel):
     warm_epochs: int | None = Field(
         None, ge=1, description="epochs of a student that starts from the live one's weights; distill.epochs by default"
     )
+    warm_lr: float | None = Field(
+        None, gt=0, description="its peak learning rate, which may be lower; distill.lr by default"
+    )
     resume_hours: float = Field(
         12, ge=0, description="a night that was killed or failed is taken up, if it is not older; else a new one begins"
     )
@@ -109,3 +119,8 @@ class NightlyConfig(BaseModel):
         default_factory=ChecksConfig, description="what holds a night before anything is trained"
     )
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="who is told, and how")
+
+    def warm(self) -> dict[str, int | float]:
+        """What of [distill] is otherwise for a student that starts from the live one's weights."""
+        changed = {"epochs": self.warm_epochs, "lr": self.warm_lr}
+        return {name: value for name, value in changed.items() if value is not None}

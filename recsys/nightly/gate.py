@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ Values = npt.NDArray[np.float64]
 # What is smaller or faster than this is never too large or too slow: on small shops these figures are noise.
 LEAST_BYTES = 16 << 20
 LEAST_SECONDS = 60.0
+# Nights that it takes to say what is usual.
+LEAST_NIGHTS = 3
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,25 @@ def judge(
     baselines: Mapping[str, Values],
     config: GateConfig,
     *,
+    usual: Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Compare a challenger with the champion and the baselines on the same users. It looks at nothing else.
 
     The challenger stays out if on the primary metric, or in a guarded segment, its paired bootstrap interval lies below
-    the champion's or its mean falls short by more than the tolerance; if it shows much less of the catalogue; if its
-    mean is not above every simple baseline's; or if its lists are not sane. Without a champion only the baselines and
-    the lists are asked.
+    the champion's or its mean falls short by more than the tolerance; if it shows much less of the catalogue; if the
+    champion or the best baseline is far below what it usually does, so that the fresh window or the log must be
+    doubted; if its mean is not above that of a simple baseline, unless the champion's is not either; or if its lists
+    are not sane. Without a champion only the baselines and the lists are asked.
 
     Args:
         challenger: the new model.
         champion: the one that is live; None on the first night.
         baselines: [n_users] the primary metric of each, by name, in the same order of users.
         config: what is asked.
+        usual: what the primary metric was on recent nights, of "champion" and of baselines, by name; few nights say
+            nothing. The median moves in some nights to where a metric has gone, so that a change that is real keeps
+            nobody out for long.
         seed: of the bootstrap.
 
     Raises:
@@ -130,7 +138,9 @@ def judge(
             rng = np.random.default_rng([seed, stream])
             reasons.append(_not_worse(check, ours, theirs, tolerance, least, config, rng))
         reasons.append(_coverage(challenger.coverage, champion.coverage, config))
-    reasons += [_beats(challenger.values, name, baselines.get(name)) for name in config.baselines]
+        reasons += _as_usual(champion.values, baselines, usual or {}, config)
+    theirs = None if champion is None else champion.values
+    reasons += [_beats(challenger.values, theirs, name, baselines.get(name)) for name in config.baselines]
     if challenger.lists is not None:
         reasons += _sane(challenger.lists, None if champion is None else champion.lists, config)
     return Verdict(all(reason.passed is not False for reason in reasons), tuple(reasons))
@@ -175,7 +185,28 @@ def _coverage(ours: float, theirs: float, config: GateConfig) -> Reason:
     return Reason("coverage", bool(passed), f"coverage: {ours:.1%} of the catalogue, the champion {theirs:.1%}", ours)
 
 
-def _beats(ours: Values, name: str, theirs: Values | None) -> Reason:
+def _as_usual(
+    theirs: Values, baselines: Mapping[str, Values], usual: Mapping[str, Sequence[float]], config: GateConfig
+) -> list[Reason]:
+    """Whether window and log can be trusted.
+
+    The champion has learned before, so that it fails where the window is broken. A baseline learns tonight: it fails
+    where the log is.
+    """
+    medians = {name: median(values) for name, values in usual.items() if len(values) >= LEAST_NIGHTS}
+    best = max((name for name in baselines if name in medians), key=medians.__getitem__, default=None)
+    asked = {"fresh window": ("champion", theirs)} | ({} if best is None else {"log": (best, baselines[best])})
+    reasons = []
+    for check, (name, values) in asked.items():
+        if name in medians:
+            mean, before = float(values.mean()) if len(values) else 0.0, medians[name]
+            said = f"{check}: {name} has {mean:.4f}, and {before:.4f} is usual"
+            passed = mean >= (1 - config.most_drop) * before
+            reasons.append(Reason(check, passed, said, mean / before if before > 0 else None))
+    return reasons
+
+
+def _beats(ours: Values, champion: Values | None, name: str, theirs: Values | None) -> Reason:
     check = f"baseline {name}"
     if theirs is None:
         return Reason(check, False, f"{check}: it was not measured")
@@ -184,7 +215,13 @@ def _beats(ours: Values, name: str, theirs: Values | None) -> Reason:
     if not len(ours):
         return Reason(check, False, f"{check}: nobody was asked")
     difference = float(ours.mean() - theirs.mean())
-    return Reason(check, difference > 0, f"{check}: {ours.mean():.4f} against {theirs.mean():.4f}", difference)
+    said = f"{check}: {ours.mean():.4f} against {theirs.mean():.4f}"
+    if difference <= 0 and champion is not None and champion.mean() <= theirs.mean():
+        # To keep the champion would not help: the choice is between these two.
+        return Reason(
+            check, None, f"{said}, and the champion's {champion.mean():.4f} is not above it either", difference
+        )
+    return Reason(check, difference > 0, said, difference)
 
 
 def _sane(lists: ListFigures, before: ListFigures | None, config: GateConfig) -> list[Reason]:

@@ -56,6 +56,7 @@ NIGHT_STAGES: Final = (
 )
 # A teacher is due a little early rather than a day late, since no two nights begin at the same second.
 _SLACK: Final = timedelta(hours=6)
+_WEEK: Final = 7
 # Nights that lie further apart than this have one missing between them.
 _ONE_NIGHT: Final = timedelta(hours=36)
 # Faults of disk and network that may be gone in a minute. A full disk is none, nor is what cannot be read.
@@ -509,9 +510,7 @@ class _Job:
     def _distill(self) -> str:
         update: dict[str, Any] = {}
         if self.champion is not None and self._has_shape_of(self.champion.student):
-            update["warm_start"] = self.champion.folder("distill")
-            if self.config.nightly.warm_epochs is not None:
-                update["epochs"] = self.config.nightly.warm_epochs
+            update = {"warm_start": self.champion.folder("distill"), **self.config.nightly.warm()}
         distill = self.tonight.distill.model_copy(update=update)
         return self._pipeline("distill", self.tonight.model_copy(update={"distill": distill}))
 
@@ -570,6 +569,7 @@ class _Job:
             Measured(**models["champion"], lists=before) if "champion" in models else None,
             {name: of for name, of in values.items() if name not in NOT_BASELINES},
             self.config.nightly.gate,
+            usual=self._usual(),
             seed=self.tonight.seed,
         )
         night.reasons = list(verdict.reasons)
@@ -577,6 +577,15 @@ class _Job:
             mark = {True: "+", False: "−", None: "?"}[reason.passed]
             self.say(f"{'gate':<10} {mark} {reason.message}")
         return "promoted" if verdict.promoted else "kept out"
+
+    def _usual(self) -> dict[str, list[float]]:
+        """By model, the figures of the nights before that came as far as the gate, a week of them at most."""
+        found: dict[str, list[float]] = {}
+        for night in nights.load_nights(self.config.run_dir):
+            if night.as_of < self.night.as_of and night.state in ("promoted", "kept_out"):
+                for model, value in night.metrics.items():
+                    found.setdefault(model, []).append(value)
+        return {model: values[-_WEEK:] for model, values in found.items()}
 
 
 def served(config: PipelineConfig) -> str:

@@ -101,6 +101,53 @@ def test_few_users_are_not_judged_and_say_so() -> None:
     assert "users" in against(judge(nobody, nobody, {"most_popular": np.zeros(0)}, CONFIG))
 
 
+def test_a_window_on_which_the_champion_itself_fails_judges_nobody() -> None:
+    """As on a night whose log was joined wrongly: all models are equally lost, and chance must not promote one."""
+    lost = replace(CHAMPION, values=CHAMPION.values / 20, segments={})
+
+    def judged(usual: list[float], *, drop: float = 0.5) -> Verdict:
+        config = CONFIG.model_copy(update={"most_drop": drop})
+        return judge(lost, lost, {"most_popular": lost.values / 2}, config, usual={"champion": usual})
+
+    verdict = judged([0.1, 0.11, 0.09])
+    assert against(verdict) == ["fresh window"]
+    assert verdict.against[0].message == "fresh window: champion has 0.0050, and 0.1000 is usual"
+    assert judged([0.1, 0.11, 0.09], drop=0.96).promoted
+    # One such night before does not hide it, and a change that stays is what is usual after some nights.
+    assert against(judged([0.1, 0.005, 0.1, 0.1])) == ["fresh window"]
+    assert judged([0.1, 0.1, 0.1, 0.005, 0.005, 0.005, 0.005]).promoted
+    # Two nights say nothing yet, and a champion without a hit was never better.
+    assert judged([0.1, 0.1]).promoted and judged([0.0, 0.0, 0.0]).promoted
+
+
+def test_a_log_from_which_the_best_baseline_learns_nothing_lets_nobody_in() -> None:
+    """As after a broken backfill: who went on from the champion's weights looks well for a night."""
+    usual = {"most_popular": [0.05] * 3, "item_knn": [0.08] * 3, "champion": [0.1] * 3, "student": [0.9] * 3}
+
+    def judged(item_knn: float, most_popular: float = 0.05) -> Verdict:
+        baselines = {"most_popular": drawn(most_popular), "item_knn": drawn(item_knn)}
+        return judge(CHAMPION, CHAMPION, baselines, CONFIG, usual=usual)
+
+    verdict = judged(0.03)
+    assert against(verdict) == ["log"] and verdict.against[0].message == "log: item_knn has 0.0300, and 0.0800 is usual"
+    assert judged(0.041).promoted
+    # Another one than the best may do as it likes: what is popular changes with the weekday.
+    assert judged(0.08, most_popular=0.001).promoted
+
+
+def test_a_baseline_that_the_champion_does_not_beat_either_keeps_nobody_out() -> None:
+    """The choice is between challenger and champion, and the champion would be no better."""
+    above, between = {"most_popular": CHAMPION.values * 1.02}, {"most_popular": CHAMPION.values * 0.99}
+    verdict = judge(CHAMPION, CHAMPION, above, CONFIG)
+    assert verdict.promoted
+    reason = next(reason for reason in verdict.reasons if reason.check == "baseline most_popular")
+    assert reason.passed is None and "is not above it either" in reason.message
+    # One that the champion beats has to be beaten; and so has every one where there is no champion.
+    below = replace(CHAMPION, values=CHAMPION.values * 0.98)
+    assert "baseline most_popular" in against(judge(below, CHAMPION, between, CONFIG))
+    assert against(judge(CHAMPION, None, above, CONFIG)) == ["baseline most_popular"]
+
+
 def test_small_shops_are_not_kept_out_by_their_size_or_speed() -> None:
     small = replace(LISTS, bytes=1000, seconds=0.1)
     larger = replace(small, bytes=LEAST_BYTES, seconds=LEAST_SECONDS)

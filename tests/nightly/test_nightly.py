@@ -75,6 +75,26 @@ def test_the_second_night_goes_on_from_the_first(two_nights: Shop) -> None:
     assert len(list(staged.glob("*/look.json"))) == 2
 
 
+def test_a_window_that_is_unlike_those_before_judges_nobody(shop: Shop) -> None:
+    """The champion's figures of recent nights are those of the gate; of a night that was held there are none."""
+    for number, figure in enumerate((0.9, 0.8, 0.9), start=3):
+        as_of = FIRST - number * DAY
+        night = shop.record(SECOND).model_copy(update={"name": nights.name_of(as_of), "as_of": as_of})
+        night.metrics = {"champion": figure}
+        nights.save(shop.run_dir, night)
+    night = shop.night(THIRD)
+    assert night.state == "kept_out"
+    assert [reason.check for reason in night.reasons if reason.passed is False] == ["fresh window"], night.against
+    assert "0.8500 is usual" in night.against[0]
+
+
+def test_warm_starts_have_a_schedule_of_their_own(shop: Shop) -> None:
+    assert shop.night(THIRD, "nightly.warm_epochs=1", "nightly.warm_lr=1e-4").state == "promoted"
+    config = run_of(shop, THIRD).student.config
+    assert (config.epochs, config.lr) == (1, 1e-4)
+    assert shop.config().distill.epochs > 1
+
+
 def test_a_night_that_is_done_is_not_done_again(two_nights: Shop) -> None:
     before = two_nights.record(SECOND)
     assert two_nights.night(SECOND) == before == two_nights.record(SECOND)
