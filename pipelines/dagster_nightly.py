@@ -1,0 +1,11 @@
+"""The nightly job of one shop for Dagster: `NIGHTLY_CONFIG=pipelines/shop.toml dagster dev -f pipelines/dagster_nightly.py`.
+
+`[nightly.schedule]` of the config, or `RECSYS_NIGHTLY__SCHEDULE__CRON`, says when; the schedule is switched on in Dagster.
+"""
+
+import os
+
+from recsys.config import load_config
+from recsys.nightly.dagster import definitions
+
+defs = definitions(load_config(os.environ.get("NIGHTLY_CONFIG", "pipelines/shop.toml")))
