@@ -1,6 +1,8 @@
-"""The nightly job of one shop for Dagster: `NIGHTLY_CONFIG=pipelines/shop.toml dagster dev -f pipelines/dagster_nightly.py`.
+"""The nightly job of a shop for Dagster.
 
-`[nightly.schedule]` of the config, or `RECSYS_NIGHTLY__SCHEDULE__CRON`, says when; the schedule is switched on in Dagster.
+    NIGHTLY_CONFIG=pipelines/shop.toml dagster dev -f pipelines/dagster_nightly.py
+
+[nightly.schedule] of the config (or RECSYS_NIGHTLY__SCHEDULE__CRON) says when; Dagster's page has the switch.
 """
 
 import os

@@ -81,12 +81,16 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cron: str = Field("0 2 * * *", description="when a night begins, and the moment that it is for; at most once a day")
+    cron: str = Field(
+        "0 2 * * *",
+        pattern=r"^\d+ \d+ \S+ \S+ \S+$",
+        description="when a night begins, and the moment that it is for: a minute and an hour, and on which days",
+    )
     timezone: str = Field("UTC", description="of `cron` and of the days that name the partitions")
     since: date = Field(date(2026, 1, 1), description="day of the first partition")
     retries: int = Field(3, ge=0, description="how often a part of the night is tried again after a transient fault")
     retry_minutes: float = Field(
-        15, ge=0, description="pause before the first of these; each next one is twice as long"
+        15, ge=0, description="pause before the first of these; those after it are 3, 7, 15, … times as long"
     )
 
 

@@ -1,8 +1,7 @@
 """The nightly job under Dagster: six assets, a partition for each night, a schedule, retries, and checks that block."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+# Annotations are not put off in this module: Dagster looks at that of `context`.
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import dagster as dg
@@ -28,8 +27,8 @@ def definitions(config: PipelineConfig) -> dg.Definitions:
 
     Each asset does its part of `recsys.nightly.run.nightly`, which decides; Dagster calls for one part after the other,
     shows what was found, and makes nothing that lies behind a failed check. A partition is the night that begins on
-    its day when `nightly.schedule.cron` ticks, and it is for that moment. A part is tried again after a fault of disk
-    or network, each time after twice the pause, and after nothing else.
+    its day when `nightly.schedule.cron` ticks, and it is for that moment. A part is tried again, after longer and
+    longer pauses, where a fault of disk or network stopped it, and nowhere else.
 
     Args:
         config: of the shop; `nightly.schedule` is read here.
@@ -65,10 +64,10 @@ def definitions(config: PipelineConfig) -> dg.Definitions:
     return dg.Definitions(assets=assets, jobs=[job], schedules=[dg.build_schedule_from_partitioned_job(job)])
 
 
-def _part(config: PipelineConfig, name: str, since: str, until: str) -> Callable[[Any], Any]:
+def _part(config: PipelineConfig, name: str, since: str, until: str) -> Callable[..., Any]:
     """What makes an asset: the steps of its night from `since` to `until`."""
 
-    def make(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # Dagster would look a type up here
+    def make(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         try:
             night = nightly(
                 config,
@@ -91,7 +90,7 @@ def _part(config: PipelineConfig, name: str, since: str, until: str) -> Callable
         metadata |= {f"{stage.stage} (s)": stage.seconds for stage in did}
         metadata |= night.metrics if name == "verdict" else {}
         checks = [_check_result(CHECKS[name], night)] if name in CHECKS else []
-        return dg.MaterializeResult(metadata=metadata, check_results=checks)
+        yield dg.MaterializeResult(metadata=metadata, check_results=checks)
 
     return make
 

@@ -137,7 +137,8 @@ def nightly(
 
     Raises:
         AlreadyRunningError: another job of this shop is running.
-        InputError: the config has no nights, something in the input cannot be used, or a step before `since` is not done.
+        InputError: the config has no nights, a step before `since` is not done, or something in the input cannot
+            be used.
         RecsysError: the clock is behind the live night, or a stage failed. The record tells why, and an alert was sent.
     """
     _check(config)
@@ -272,7 +273,7 @@ def _begin(
     elif first == 0 or night.state != "running":
         night.starts += 1
         night.state, night.error, night.ended, night.kept = "running", None, None, True
-    # What is done again from here on no longer stands, nor does what was found of it.
+    # From here on nothing stands any more, nor does what was found of it.
     if first <= STEPS.index("check"):
         night.findings = []
     if first <= STEPS.index("gate"):
@@ -288,8 +289,9 @@ def _standing(night: Night | None) -> int:
     """How many of `STEPS` are done and need not be done again."""
     if night is None or night.reached is None or not night.kept:
         return 0
-    # A night that was held goes on with its data checks, which somebody may accept.
-    return STEPS.index("check" if night.state == "held" else night.reached) + (night.state != "held")
+    if night.state == "held":
+        return STEPS.index("check")
+    return STEPS.index(night.reached) + 1
 
 
 @dataclass
