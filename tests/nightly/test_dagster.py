@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.nightly_parts.shop import DAY, FIRST, Shop, check_served
 from recsys.nightly import night as nights
-from tests.nightly.night_shop import DAY, FIRST, Shop, check_served
 
 dg = pytest.importorskip("dagster", reason="the extra `dagster` is not installed")
 
@@ -81,25 +80,22 @@ def test_a_night_in_six_assets_is_the_night_of_one_call(shop: Shop, tmp_path: Pa
 
 
 def test_data_that_is_held_stops_the_run_until_somebody_accepts_it(shop: Shop, instance: Any) -> None:
-    for moment in (FIRST, SECOND):
-        events = pq.read_table(shop.file(moment))
-        pq.write_table(events.slice(0, events.num_rows // 2), shop.file(moment))
-    defs = defs_of(shop, "nightly.gate.tolerance=0.9")
+    defs = defs_of(shop, "nightly.checks.least_events=1000000")
     result = launch(defs, instance, DAYS[2])
     assert not result.success and made(result) == ["log", "data"]
     (check,) = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed, check.severity.value) == ("data_checks", False, "ERROR")
     assert shop.record(THIRD).state == "held"
-    assert "fewer events" in check.description and shop.record(THIRD).findings
+    assert "events are new" in check.description and check.metadata["volume"].value == check.description
     assert shop.live == nights.name_of(SECOND) == check_served(shop.run_dir)
 
-    name = shop.config().name
-    rest = {f"{name}/{part}" for part in PARTS[1:]}
-    accept = {"ops": {f"{name}__data": {"config": {"accept_data": True}}}}
-    keys = [dg.AssetKey(each.split("/")) for each in sorted(rest)]
-    result = launch(defs, instance, DAYS[2], run_config=accept, asset_selection=keys)
+    accept = {"ops": {"shop__data": {"config": {"accept_data": True}}}}
+    rest = [dg.AssetKey(["shop", part]) for part in PARTS[1:]]
+    result = launch(defs, instance, DAYS[2], run_config=accept, asset_selection=rest)
     assert result.success and made(result) == PARTS[1:]
-    assert shop.record(THIRD).state == "promoted" and shop.live == nights.name_of(THIRD)
+    night = shop.record(THIRD)
+    assert (night.state, shop.live) == ("promoted", night.name)
+    assert [note for note in night.notes if note.startswith("accepted: volume")]
 
 
 def test_a_night_that_the_gate_keeps_out_is_not_made_live(shop: Shop, instance: Any) -> None:
