@@ -185,6 +185,10 @@ def test_only_one_job_of_a_shop_runs(shop: Shop) -> None:
 
 
 def test_in_parts_a_night_stays_open_and_no_part_is_left_out(shop: Shop) -> None:
+    def fall(line: str) -> None:
+        if line.startswith("distill"):
+            raise KeyboardInterrupt
+
     with pytest.raises(InputError, match=r"not come as far as 'check'\n.*'ingest' would be next"):
         shop.night(THIRD, since="check")
     assert shop.night(THIRD, until="recommend").state == "running"
@@ -192,14 +196,18 @@ def test_in_parts_a_night_stays_open_and_no_part_is_left_out(shop: Shop) -> None
         shop.night(THIRD, since="promote")
     assert shop.night(THIRD, since="drift", until="gate").state == "running"
     assert shop.live == nights.name_of(SECOND) and shop.record(THIRD).reasons
-    # A student that is made again has not been judged.
+    # A student that is made again has not been judged, nor one that was about to be.
+    with pytest.raises(KeyboardInterrupt):
+        shop.night(THIRD, since="distill", say=fall)
+    with pytest.raises(InputError, match="'distill' would be next"):
+        shop.night(THIRD, since="promote")
     night = shop.night(THIRD, since="distill", until="distill")
-    assert (night.state, night.starts, night.reasons) == ("running", 1, [])
+    assert (night.state, night.starts, night.reasons) == ("running", 2, [])
     with pytest.raises(InputError, match="'index' would be next"):
         shop.night(THIRD, since="promote")
     assert shop.live == nights.name_of(SECOND) == check_served(shop.run_dir)
     assert shop.night(THIRD).state == "promoted"  # one call takes up what is open
-    assert shop.night(THIRD, since="promote").starts == 2
+    assert shop.night(THIRD, since="promote").starts == 3
 
 
 def test_between_two_parts_a_rollback_is_respected(shop: Shop) -> None:
