@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,6 +83,24 @@ class StageBudget(BaseModel):
     )
 
 
+class ScheduleConfig(BaseModel):
+    """When nights begin under Dagster; cron and systemd have it in files of their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cron: str = Field(
+        "0 2 * * *",
+        pattern=r"^\d+ \d+ \S+ \S+ \S+$",
+        description="when a night begins, and the moment that it is for: a minute and an hour, and on which days",
+    )
+    timezone: str = Field("UTC", description="of `cron` and of the days that name the partitions")
+    since: date = Field(date(2026, 1, 1), description="day of the first partition")
+    retries: int = Field(3, ge=0, description="how often a part of the night is tried again after a transient fault")
+    retry_minutes: float = Field(
+        15, ge=0, description="pause before the first of these; those after it are 3, 7, 15, … times as long"
+    )
+
+
 class NightlyConfig(BaseModel):
     """How nights follow each other. The fresh window is the test part of [ingest]: its `test_days` before the night."""
 
@@ -118,6 +137,7 @@ class NightlyConfig(BaseModel):
     checks: ChecksConfig = Field(
         default_factory=ChecksConfig, description="what holds a night before anything is trained"
     )
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="when nights begin under Dagster")
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="who is told, and how")
 
     def warm(self) -> dict[str, int | float]:

@@ -65,6 +65,7 @@ class Night(BaseModel):
         champion: the night that was live when it began.
         kept: whether its artifacts are still there.
         stages: what was done, in order.
+        reached: the last step that stands, where the night is done in parts.
         notes: what a reader should know, such as nights that are missing.
         figures: what the data checks looked at.
         findings: what they found.
@@ -87,6 +88,7 @@ class Night(BaseModel):
     champion: str | None = None
     kept: bool = True
     stages: list[StageRecord] = []
+    reached: str | None = None
     notes: list[str] = []
     figures: dict[str, float] = {}
     findings: list[dict[str, Any]] = []

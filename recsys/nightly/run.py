@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -54,6 +54,7 @@ NIGHT_STAGES: Final = (
     "evaluate",
     "gate",
 )
+STEPS: Final = (*NIGHT_STAGES, "promote")
 # A teacher is due a little early rather than a day late, since no two nights begin at the same second.
 _SLACK: Final = timedelta(hours=6)
 _WEEK: Final = 7
@@ -99,6 +100,8 @@ def nightly(
     *,
     as_of: datetime | None = None,
     accept_data: bool = False,
+    since: str = STEPS[0],
+    until: str = STEPS[-1],
     progress: bool = True,
     say: Callable[[str], None] = print,
     now: Callable[[], datetime] = _now,
@@ -122,17 +125,21 @@ def nightly(
             its end is returned as it is.
         accept_data: go on though the data checks hold the night: a change in the data is real. A held night is taken
             up.
+        since: the first of `STEPS` to do, for an orchestrator that calls for one part after the other. The steps before
+            it must stand as an earlier call left them.
+        until: the last one; before "promote" the night stays open, in the state "running".
         progress: draw progress bars on a terminal.
         say: takes one line per step.
         now: the clock.
         pause: waits so many seconds before a stage is tried again.
 
     Returns:
-        The night: promoted, kept out by the gate, or held by the data checks.
+        The night: promoted, kept out by the gate, held by the data checks, or open.
 
     Raises:
         AlreadyRunningError: another job of this shop is running.
-        InputError: the config has no nights, or something in the input cannot be used.
+        InputError: the config has no nights, a step before `since` is not done, or something in the input cannot
+            be used.
         RecsysError: the clock is behind the live night, or a stage failed. The record tells why, and an alert was sent.
     """
     _check(config)
@@ -142,14 +149,19 @@ def nightly(
         _recover(config, now())
         try:
             live = nights.live_night(config.run_dir)
-            night = _begin(config, as_of, live, now(), accept_data=accept_data)
+            night = _begin(config, as_of, live, now(), accept_data=accept_data, since=since)
         except RecsysError as error:
             alert(config.nightly.alerts, subject=f"{config.name}: the night could not begin", lines=[str(error)])
             raise
         if night.state != "running":
             say(f"the night {night.name} has come to its end: {night.state.replace('_', ' ')}")
             return night
-        job = _Job(config, night, live, progress=progress, say=say, now=now, pause=pause, accept_data=accept_data)
+        steps = STEPS[STEPS.index(since) : STEPS.index(until) + 1]
+        # Not `live`, which may have moved since the night began.
+        champion = next((each for each in nights.load_nights(config.run_dir) if each.name == night.champion), None)
+        job = _Job(
+            config, night, champion, steps, progress=progress, say=say, now=now, pause=pause, accept_data=accept_data
+        )
         try:
             job.run()
         except BaseException as error:
@@ -158,8 +170,9 @@ def nightly(
                 job.end("failed", error=str(error) or type(error).__name__)
             raise
         finally:
-            _tell(config, night)
-            _tidy(config, night, say)
+            if night.state != "running":
+                _tell(config, night)
+                _tidy(config, night, say)
     return night
 
 
@@ -227,7 +240,7 @@ def _is_young(night: Night, config: PipelineConfig, now: datetime) -> bool:
 
 
 def _begin(
-    config: PipelineConfig, as_of: datetime | None, live: Night | None, now: datetime, *, accept_data: bool
+    config: PipelineConfig, as_of: datetime | None, live: Night | None, now: datetime, *, accept_data: bool, since: str
 ) -> Night:
     """The night to do: a new one, one that was not finished, or one that is done."""
     known = nights.load_nights(config.run_dir)
@@ -247,18 +260,40 @@ def _begin(
             "  expected: a later moment: the live model may have seen what the earlier one would be judged on\n"
             "  to do:    set the clock right, or return to an earlier night: `recsys rollback`"
         )
+    first, standing = STEPS.index(since), _standing(night)
+    if first > standing:
+        raise InputError(
+            f"the night {nights.name_of(as_of)} has not come as far as {since!r}",
+            expected=f"the steps before it done; {STEPS[standing]!r} would be next",
+            do="do them first, or the whole night again",
+        )
     if night is None:
         night = Night(name=nights.name_of(as_of), as_of=as_of, started=now)
         if live is not None and as_of - live.as_of > _ONE_NIGHT:
             days = (as_of - live.as_of) / timedelta(days=1)
             night.notes.append(f"the night that is live is {days:.1f} days old")
-    else:
+    elif first == 0 or night.state != "running":
         night.starts += 1
         night.state, night.error, night.ended, night.kept = "running", None, None, True
-        night.findings, night.reasons = [], []
-    night.champion = None if live is None else live.name
+    # From here on nothing stands any more, nor does what was found of it.
+    if first <= STEPS.index("check"):
+        night.findings = []
+    if first <= STEPS.index("gate"):
+        night.reasons = []
+    if first == 0:
+        night.champion = None if live is None else live.name
+    night.reached = STEPS[first - 1] if first else None
     nights.save(config.run_dir, night)
     return night
+
+
+def _standing(night: Night | None) -> int:
+    """How many of `STEPS` are done and need not be done again."""
+    if night is None or night.reached is None or not night.kept:
+        return 0
+    if night.state == "held":
+        return STEPS.index("check")
+    return STEPS.index(night.reached) + 1
 
 
 @dataclass
@@ -268,6 +303,7 @@ class _Job:
     config: PipelineConfig
     night: Night
     live: Night | None
+    steps: Sequence[str]
     progress: bool
     say: Callable[[str], None]
     now: Callable[[], datetime]
@@ -300,7 +336,7 @@ class _Job:
         return config.model_copy(update=stages | {"run_dir": self.folder})
 
     def run(self) -> None:
-        """All steps, each with its budget and its retries."""
+        """Its steps, each with its budget and its retries."""
         self.say(f"night {self.night.name}{f', start {self.night.starts}' if self.night.starts > 1 else ''}")
         if self.champion is not None:
             try:
@@ -333,6 +369,10 @@ class _Job:
         if any(reason.passed is False for reason in self.night.reasons):
             self.end("kept_out")
             return
+        if "promote" not in self.steps:
+            self.night.reached = self.steps[-1]
+            nights.save(self.config.run_dir, self.night)
+            return
         nights.check_whole(self.config.run_dir, self.night.name)
         if nights.promote(self.config.run_dir, self.night.name, instead_of=self.night.champion):
             self.end("promoted")
@@ -350,6 +390,8 @@ class _Job:
         nights.save(self.config.run_dir, self.night)
 
     def _step(self, stage: str, work: Callable[[], str]) -> None:
+        if stage not in self.steps:
+            return
         budget = self.config.nightly.budgets.get(stage, StageBudget())
         wait, tries = self.config.nightly.retry_seconds, 0
         usage, did = None, "failed"
@@ -373,6 +415,7 @@ class _Job:
                 record = StageRecord(stage=stage, did=did, seconds=seconds, peak_mb=peak, tries=tries)
                 self.night.stages.append(record)
             if did != "failed":
+                self.night.reached = stage
                 nights.save(self.config.run_dir, self.night)
 
     def _pipeline(self, stage: str, config: PipelineConfig | None = None) -> str:

@@ -204,6 +204,49 @@ def test_only_one_job_of_a_shop_runs(shop: Shop) -> None:
     assert len(nights.load_nights(shop.run_dir)) == 2
 
 
+def test_in_parts_a_night_stays_open_and_no_part_is_left_out(shop: Shop) -> None:
+    def fall(line: str) -> None:
+        if line.startswith("distill"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match=r"not come as far as 'check'\n.*'ingest' would be next"):
+        shop.night(THIRD, since="check")
+    assert shop.night(THIRD, until="recommend").state == "running"
+    with pytest.raises(InputError, match=r"not come as far as 'promote'\n.*'drift' would be next"):
+        shop.night(THIRD, since="promote")
+    assert shop.night(THIRD, since="drift", until="gate").state == "running"
+    assert shop.live == nights.name_of(SECOND) and shop.record(THIRD).reasons
+    # A student that is made again has not been judged, nor one that was about to be.
+    with pytest.raises(KeyboardInterrupt):
+        shop.night(THIRD, since="distill", say=fall)
+    with pytest.raises(InputError, match="'distill' would be next"):
+        shop.night(THIRD, since="promote")
+    night = shop.night(THIRD, since="distill", until="distill")
+    assert (night.state, night.starts, night.reasons) == ("running", 2, [])
+    with pytest.raises(InputError, match="'index' would be next"):
+        shop.night(THIRD, since="promote")
+    assert shop.live == nights.name_of(SECOND) == check_served(shop.run_dir)
+    assert shop.night(THIRD).state == "promoted"  # one call takes up what is open
+    assert shop.night(THIRD, since="promote").starts == 3
+
+
+def test_between_two_parts_a_rollback_is_respected(shop: Shop) -> None:
+    assert shop.night(THIRD, until="distill").champion == nights.name_of(SECOND)
+    nights.rollback(shop.run_dir)
+    assert shop.night(THIRD, since="index", until="gate").champion == nights.name_of(SECOND)
+    night = shop.night(THIRD, since="promote")
+    assert night.state == "kept_out" and "made live meanwhile" in night.against[0]
+    assert shop.live == nights.name_of(FIRST)
+
+
+def test_a_held_night_goes_on_in_parts_from_its_checks(shop: Shop) -> None:
+    later = THIRD + 300 * DAY
+    assert shop.night(later, until="check").state == "held"
+    with pytest.raises(InputError, match="'check' would be next"):
+        shop.night(later, since="distill", accept_data=True)
+    assert shop.night(later, since="check", until="check", accept_data=True).state == "held"  # nothing to judge on
+
+
 def test_a_corrupt_file_fails_the_night_and_a_mended_one_ends_it(shop: Shop) -> None:
     good = shop.file(THIRD).read_bytes()
     shop.file(THIRD).write_bytes(good[: len(good) // 2])
