@@ -139,8 +139,8 @@ def judge(
             reasons.append(_not_worse(check, ours, theirs, tolerance, least, config, rng))
         reasons.append(_coverage(challenger.coverage, champion.coverage, config))
         reasons += _as_usual(champion.values, baselines, usual or {}, config)
-    theirs = None if champion is None else champion.values
-    reasons += [_beats(challenger.values, theirs, name, baselines.get(name)) for name in config.baselines]
+    live = None if champion is None else champion.values
+    reasons += [_beats(challenger.values, live, name, baselines.get(name)) for name in config.baselines]
     if challenger.lists is not None:
         reasons += _sane(challenger.lists, None if champion is None else champion.lists, config)
     return Verdict(all(reason.passed is not False for reason in reasons), tuple(reasons))
