@@ -22,9 +22,10 @@
   recall `--target` at 100; `recsys` is what `[index]` chooses by itself.
 * `batch`: lists of ten for a million users among a million items on two threads, seen items and a hundredth of the
   catalogue left out; `recsys` also keeps to three items of a brand and writes reasons to Parquet, `…_without_cap` and
-  `…_exact` (a flat index) do not know brands. Each contender does the same `--batch-users` users in a process of its
-  own; implicit's, RecTools' and RePlay's search is exact. `recall` is that of the exact lists under the same rules, but
-  for the cap by brand.
+  `…_exact` (a flat index) do not know brands. Each contender does the same `--batch-users` of the users in a process of
+  its own, and users a second are of these; implicit's, RecTools' and RePlay's search is exact. `recall` is that of the
+  exact lists under the same rules, but for the cap by brand. `memory` is the peak of resident memory, pages of
+  memory-mapped files included.
 
 The data is for research and is not part of the repository. Without `--student`, vectors are normal.
 """
