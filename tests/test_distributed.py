@@ -125,7 +125,7 @@ def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
 
 def test_two_processes_make_the_lists_of_one(runs: tuple[Run, Run], tiny_toml: Path, tmp_path: Path) -> None:
     one = runs[0]
-    settings = [f'run_dir="{one.path}"', *ALIKE, "recommend.shard_users=50", "recommend.k=7"]
+    settings = [f'run_dir="{one.path}"', *ALIKE, "recommend.shard_users=50", "recommend.k=7", "use_ranker=false"]
     alone = recommend(
         one.dataset,
         one.student,

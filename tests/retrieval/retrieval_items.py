@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,10 @@ class Items:
     """Item vectors alone: all of a two-tower model that an index is built from."""
 
     item_vectors: Vectors
-    fingerprint: str = "items"
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(repr(self.item_vectors.shape).encode() + self.item_vectors.tobytes()).hexdigest()
 
     def user_vectors(self, histories: Sequences, *, runtime: Runtime) -> Vectors:
         raise AssertionError("an index that is tuned without a dataset asks for no users")
