@@ -59,12 +59,12 @@ def main() -> int:
         for part in options.only or PARTS:
             if part == "quality":
                 config = load_config(options.config, options.set)
-                run = pipeline.run(config, until="rank") if options.run is None else Run(options.run)
+                run = pipeline.run(config, until="rank", say=_say) if options.run is None else Run(options.run)
                 figures += quality(run, config.runtime(), options.diversity)
             elif part == "temporal":
                 config = load_config(options.config, [*options.set, *TEMPORAL])
                 config = config.model_copy(update={"run_dir": Path(config.run_dir) / "temporal"})
-                run = pipeline.run(config, until="rank")
+                run = pipeline.run(config, until="rank", say=_say)
                 figures += quality(run, config.runtime(), options.diversity, prefix="temporal.", judge=False)
             elif part == "index":
                 figures += index(options)
@@ -74,6 +74,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return report(figures, as_json=options.json)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:
