@@ -186,7 +186,7 @@ def test_the_real_student_recommends_what_it_scores_highest(tmp_path: Path) -> N
         draft.info["n_event_types"] = 4
     student = Student.open(tmp_path / "student")
 
-    for kind, least_overlap in (("flat", 1.0), ("ivf_pq", 0.85)):
+    for kind, least_overlap in (("flat", 1.0), ("hnsw", 0.95)):
         folder = tmp_path / kind
         index = build_index(
             student,
