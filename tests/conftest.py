@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +89,19 @@ def said() -> list[str]:
 def finished(tiny: PipelineConfig, said: list[str]) -> Iterator[Run]:
     """The run of all stages. Tests read it and never write to it: those that write take a copy."""
     yield pipeline.run(tiny, progress=False, say=said.append)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -216,22 +216,6 @@ def test_bad_input_is_one_clear_message_exit_code_2_and_touches_nothing(
         assert words in done.stderr
     assert artifacts(run_dir) == before
     assert Run(run_dir).config.data == shop
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)

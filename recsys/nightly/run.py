@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -600,13 +600,13 @@ class _Job:
         )
 
     def _gate(self) -> str:
-        run, night = self.run_so_far, self.night
-        lists = night.lists = list_figures(run)
-        models = measured(run.report, self.tonight)
-        before = None if self.live is None else self.live.lists
-        values = _headline(run.report, self.tonight)
         from recsys.evaluation.report import NOT_BASELINES
 
+        run, night = self.run_so_far, self.night
+        lists = night.lists = list_figures(run)
+        values = _headline(run.report, self.tonight)
+        models = measured(run.report, values, self.tonight)
+        before = None if self.live is None else self.live.lists
         verdict = judge(
             Measured(**models[served(self.tonight)], lists=lists),
             Measured(**models["champion"], lists=before) if "champion" in models else None,
@@ -636,11 +636,10 @@ def served(config: PipelineConfig) -> str:
     return "ranker" if config.use_ranker else "student"
 
 
-def measured(report: Report, config: PipelineConfig) -> dict[str, dict[str, Any]]:
+def measured(report: Report, values: Mapping[str, np.ndarray], config: PipelineConfig) -> dict[str, dict[str, Any]]:
     """The served model's and, if there is one, the champion's figures of a report: `Measured` but for the lists."""
     rule, k = config.evaluate.primary_seen_filtered, 10
     column = f"{config.evaluate.primary_metric}_at_{config.evaluate.primary_k}"
-    values = _headline(report, config)
     coverage = {row.model: row.value for row in report.coverage if (row.seen_filtered, row.k) == (rule, k)}
     found: dict[str, dict[str, Any]] = {}
     for model in (served(config), "champion"):

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,17 +23,7 @@ from recsys.runtime import Runtime
 from tests.nightly.simulated import Figures, Shop, simulate
 
 CONFIG = ChecksConfig()
-ALL: tuple[Check, ...] = (
-    "volume",
-    "users",
-    "freshness",
-    "event_mix",
-    "table_schema",
-    "new_items",
-    "nulls",
-    "duplicates",
-    "quarantine",
-)
+ALL: tuple[Check, ...] = get_args(Check)
 NIGHTS = simulate(Shop(), 43, seed=5)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -348,22 +348,6 @@ def test_a_stage_that_takes_too_long_fails_the_night(shop: Shop) -> None:
     night = shop.record(THIRD)
     assert night.state == "failed" and night.stages[-1].stage == "distill" and night.stages[-1].seconds < 3
     assert check_served(shop.run_dir) == nights.name_of(SECOND)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 200 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_fails_the_night_and_with_room_it_goes_on(two_nights: Shop, disk: Path) -> None:
