@@ -274,10 +274,10 @@ class Report(Artifact):
 
     @property
     def per_segment(self) -> pa.Table:
-        """Where a champion was measured, its, the student's and the ranker's values by segment, under the verdict's.
+        """Where a champion was measured, values by segment of all that may be served, under the rule of the verdict.
 
         Columns kind, segment, model, user_idx and one per metric of `segments`, float64; users stand in the same order
-        for both models.
+        for all models.
         """
         return pq.read_table(self.path / SEGMENTS_FILE)
 
