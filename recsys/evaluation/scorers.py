@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from recsys import schema
 from recsys.evaluation.ranking import Items, Scorer, Scores, item_mask, tie_keys, top_k
-from recsys.ingest.dataset import Dataset, Sequences
+from recsys.ingest.dataset import Dataset, Sequences, only
 from recsys.ranking.ranker import NOTHING_HIDDEN, Ranker
 from recsys.retrieval.snapshot import Snapshot
 from recsys.runtime import Runtime
@@ -156,10 +157,7 @@ class Champion:
 
     def _as_then(self, histories: Sequences) -> Sequences:
         items, types = self._then[histories.item_idx], self._type_then[histories.event_type]
-        kept = (items >= 0) & (types >= 0)
-        offsets = np.append(0, np.cumsum(kept))[histories.offsets]
-        rest = histories.timestamp[kept], histories.session[kept]
-        return Sequences(offsets, items[kept], types[kept], *rest)
+        return only(replace(histories, item_idx=items, event_type=types), (items >= 0) & (types >= 0))
 
 
 def _places(ids: pa.Array, among: pa.Array) -> Items:

@@ -236,6 +236,22 @@ class Dataset(Artifact):
         return self.sequences.item_idx[begin:stop]
 
 
+def only(histories: Sequences, kept: npt.NDArray[np.bool_]) -> Sequences:
+    """The same rows without some of their events.
+
+    Args:
+        histories: n rows.
+        kept: [n_events], which events stay.
+    """
+    return Sequences(
+        np.append(0, np.cumsum(kept))[histories.offsets],
+        histories.item_idx[kept],
+        histories.event_type[kept],
+        histories.timestamp[kept],
+        histories.session[kept],
+    )
+
+
 def take(sequences: Sequences, begin: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> Sequences:
     """Rows of their own: row r is the `count[r]` events from place `begin[r]` of the flat arrays on."""
     offsets = np.zeros(len(count) + 1, dtype=np.int64)

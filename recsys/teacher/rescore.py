@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.artifacts import Recipe
-from recsys.ingest.dataset import Dataset, Ragged, Sequences, Split
+from recsys.ingest.dataset import Dataset, Ragged, Split, only
 from recsys.runtime import Runtime
 from recsys.soft_labels import FILE, SoftLabels, save_ids
 from recsys.teacher.config import ScoreConfig
@@ -106,15 +107,15 @@ class _AsTaught(Dataset):
         self._now[then[then >= 0]] = np.flatnonzero(then >= 0)
         whole = dataset.sequences
         item_idx = then[whole.item_idx]
-        known = item_idx >= 0
+        known, renumbered = item_idx >= 0, replace(whole, item_idx=item_idx)
         counted = known & (whole.timestamp < int(items.schema.metadata[_UNTIL]))
         before, begin = np.append(0, np.cumsum(known)), whole.offsets[:-1]
         ends = [before[begin + end] - before[begin] for end in (dataset.split.train_end, dataset.split.valid_end)]
         # In the place of what `Dataset` reads from its files.
         self.__dict__ |= {
             "items": items,
-            "sequences": _only(whole, item_idx, known),
-            "train": _only(whole, item_idx, counted),
+            "sequences": only(renumbered, known),
+            "train": only(renumbered, counted),
             "split": Split(dataset.protocol, *(end.astype(np.int32) for end in ends)),
         }
 
@@ -126,11 +127,6 @@ class _AsTaught(Dataset):
         logit = labels["teacher_logit"].combine_chunks().flatten().to_numpy()
         offsets = np.append(0, np.cumsum(items >= 0))[lists.offsets.to_numpy() - lists.offsets[0].as_py()]
         return user, end[user], Ragged(offsets, items[items >= 0]), logit[items >= 0]
-
-
-def _only(whole: Sequences, item_idx: Ints, kept: npt.NDArray[np.bool_]) -> Sequences:
-    offsets = np.append(0, np.cumsum(kept))[whole.offsets]
-    return Sequences(offsets, item_idx[kept], whole.event_type[kept], whole.timestamp[kept], whole.session[kept])
 
 
 def _keys(user: Ints, position: Ints) -> npt.NDArray[np.int64]:
