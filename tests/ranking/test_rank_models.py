@@ -320,9 +320,9 @@ class TestChoice:
         assert linear.error == pytest.approx(difference.std(ddof=1) / np.sqrt(500))
         assert (student.gain, student.error) == (0, 0) and not student.is_better
 
-    def test_within_the_error_is_not_better(self) -> None:
-        assert Contender("linear", 0.2, 0.011, 0.01).is_better
-        assert not Contender("linear", 0.2, 0.009, 0.01).is_better
+    def test_within_two_errors_is_not_better(self) -> None:
+        assert Contender("linear", 0.2, 0.021, 0.01).is_better
+        assert not Contender("linear", 0.2, 0.019, 0.01).is_better
 
     def test_what_cannot_be_fitted_is_said(self, train: Judged, valid: Judged) -> None:
         for names in (["lambda"], ["student"]):

@@ -39,8 +39,8 @@ class Contender:
 
     @property
     def is_better(self) -> bool:
-        """Whether it is above the student's order by more than the error: less may be luck, and costs what it costs."""
-        return self.gain > self.error
+        """Whether it is above the student's order by more than two errors: less may be luck, and not worth its cost."""
+        return self.gain > 2 * self.error
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def fit_models(
 ) -> Fitted:
     """Fit each model on `train`, measure it on `valid`, keep the best one.
 
-    The student's order always takes part. It is kept unless a model's mean NDCG@10 is above its by more than the
-    standard error of the difference; of those the highest is kept, the earlier named of equal ones.
+    The student's order always takes part. It is kept unless a model's mean NDCG@10 is above its by more than two
+    standard errors of the difference; of those the highest is kept, the earlier named of equal ones.
 
     Args:
         train: what the models learn from.
