@@ -476,12 +476,12 @@ def flaky_disk(shop: Shop, folder: Path) -> Seen:
 PROMOTE: Final = """
 import sys, time
 from pathlib import Path
-from recsys.nightly.night import promote, rollback
+from recsys.nightly.night import folder_of, promote, rollback
 run_dir, one, other = Path(sys.argv[1]), *sys.argv[2:4]
 for n in range(int(sys.argv[4]) // 2):
     rollback(run_dir)
     time.sleep(0.1)
-    assert promote(run_dir, other, instead_of=one)
+    assert promote(run_dir, folder_of(run_dir, other), instead_of=one)
 """
 
 

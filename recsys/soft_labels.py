@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.artifacts import Artifact
 from recsys.errors import InputError
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import Dataset, places
 
 FILE: Final = "soft_labels.parquet"
 ITEMS_FILE: Final = "items.parquet"
@@ -77,9 +77,9 @@ class SoftLabels(Artifact):
         user, position = table[schema.USER_IDX].to_numpy(), table[schema.POSITION].to_numpy()
         if dataset is None or dataset.fingerprint == self.manifest["inputs"].get("dataset"):
             return user, position, candidate, logit
-        item_now = _places(self.path / ITEMS_FILE, dataset.items[schema.ITEM_ID])
+        item_now = places(_saved(self.path / ITEMS_FILE), dataset.items[schema.ITEM_ID])
         candidate = np.where(candidate >= 0, item_now[candidate], -1).astype(np.int32)
-        user = _places(self.path / USERS_FILE, dataset.users[schema.USER_ID])[user]
+        user = places(_saved(self.path / USERS_FILE), dataset.users[schema.USER_ID])[user]
         length = dataset.train.lengths
         there = (user >= 0) & (user < len(length))
         there &= position <= length[np.where(there, user, 0)]
@@ -104,8 +104,5 @@ def joined(labels: Sequence[SoftLabels], dataset: Dataset) -> Rows:
     return user[first], position[first], candidate[first], logit[first]
 
 
-def _places(file: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    """Where each id that was saved stands among `ids`; −1 where it has gone."""
-    saved = pq.read_table(file).column(0).combine_chunks()
-    found = pc.index_in(saved, value_set=ids.combine_chunks())
-    return pc.fill_null(found, -1).to_numpy().astype(np.int32)  # type: ignore[no-any-return]  # pyarrow types it Any
+def _saved(file: Path) -> pa.ChunkedArray:
+    return pq.read_table(file).column(0)

@@ -165,7 +165,7 @@ def check_served(run_dir: Path) -> str:
     """Open what is live as a reader does and check that all of it is whole and of one run; returns the night."""
     run = open_run(run_dir)
     assert_of_one_run(run)
-    return run.path.name
+    return run.path.relative_to((run_dir / nights.NIGHTS).resolve()).parts[0]
 
 
 def assert_of_one_run(run: Run) -> None:

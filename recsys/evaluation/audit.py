@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.errors import InputError
-from recsys.ingest.dataset import PARTS, Dataset
+from recsys.ingest.dataset import PARTS, Dataset, places
 from recsys.ingest.histories import mix
 from recsys.ingest.statistics import conversion
 from recsys.ranking.recommend import Recommendations
@@ -790,8 +790,7 @@ def _recommended(log: _Log, recommendations: Recommendations | None) -> Iterator
         yield _finding(absent, titles[absent], "caution", 0, 0, "no recommendations were given")
         return
     table = recommendations.table
-    found = pc.index_in(table[schema.ITEM_ID], value_set=log.dataset.items[schema.ITEM_ID].combine_chunks())
-    item = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    item = places(table[schema.ITEM_ID], log.dataset.items[schema.ITEM_ID]).astype(np.int64)
     _require_known(item, log.dataset.n_items, "recommendations.parquet", schema.ITEM_ID, "recommend")
     moment = table["generated_at"].cast(pa.int64()).to_numpy()
 

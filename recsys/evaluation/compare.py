@@ -10,7 +10,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -18,7 +17,7 @@ from recsys import schema
 from recsys.errors import InputError
 from recsys.evaluation.report import USERS_FILE, Report
 from recsys.evaluation.significance import compare_paired, percentile_interval, resampled_means
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import Dataset, places
 
 Users = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
@@ -314,8 +313,8 @@ def _pair(first: _Measured, other: _Measured) -> tuple[Users, Users, list[str]]:
             f"the catalogues differ ({ours.n_items:,} items in {first.name}, {theirs.n_items:,} in {other.name}):"
             " a larger one is harder to rank"
         )
-    user_map = _places(theirs.users[schema.USER_ID], ours.users[schema.USER_ID])
-    item_map = _places(theirs.items[schema.ITEM_ID], ours.items[schema.ITEM_ID])
+    user_map = places(theirs.users[schema.USER_ID], ours.users[schema.USER_ID]).astype(np.int64)
+    item_map = places(theirs.items[schema.ITEM_ID], ours.items[schema.ITEM_ID]).astype(np.int64)
     # An item that the first catalogue lacks gets a number beyond it, which equals nothing.
     item_map = np.where(item_map < 0, ours.n_items, item_map)
     only_next = first.report.manifest["config"].get("targets") == "next"
@@ -362,9 +361,3 @@ def _questions(
     known = users >= 0
     keys = (users * (n_items + 1) + item_map[items]) * 2 + seen
     return keys[known], users[known]
-
-
-def _places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """The place of each id in `among`, −1 where it is not there."""
-    places = pc.index_in(wanted.combine_chunks(), value_set=among.combine_chunks())
-    return np.asarray(pc.fill_null(places, -1)).astype(np.int64)

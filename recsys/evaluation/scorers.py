@@ -8,13 +8,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from recsys import schema
 from recsys.evaluation.ranking import Items, Scorer, Scores, item_mask, tie_keys, top_k
-from recsys.ingest.dataset import Dataset, Sequences, only
+from recsys.ingest.dataset import Dataset, Sequences, only, places
 from recsys.ranking.ranker import NOTHING_HIDDEN, Ranker
 from recsys.retrieval.snapshot import Snapshot
 from recsys.runtime import Runtime
@@ -137,8 +135,8 @@ class Champion:
 
     def __init__(self, student: TwoTower, ranker: Ranker | None, then: Dataset, now: Dataset, runtime: Runtime) -> None:
         self.model: Fitted = ranker or student
-        ids, ids_then = now.items[schema.ITEM_ID].combine_chunks(), then.items[schema.ITEM_ID].combine_chunks()
-        self._then = _places(ids, ids_then)  # [n_items], what each item was numbered; −1: new
+        ids, ids_then = now.items[schema.ITEM_ID], then.items[schema.ITEM_ID]
+        self._then = places(ids, ids_then)  # [n_items], what each item was numbered; −1: new
         self._known = np.flatnonzero(self._then >= 0)
         codes = [then.event_types.index(name) if name in then.event_types else -1 for name in now.event_types]
         self._type_then = np.array(codes, dtype=np.int8)
@@ -146,7 +144,7 @@ class Champion:
             self._scorer: Scorer = StudentScorer(student, runtime)
         else:
             snapshot = Snapshot.before(now, "test", ranker.config.sources.windows)
-            known_now = snapshot.renumbered(_places(ids_then, ids))
+            known_now = snapshot.renumbered(places(ids_then, ids))
             self._scorer = RankerScorer(ranker, then, student, runtime, snapshot=known_now)
 
     def score(self, histories: Sequences) -> Scores:
@@ -158,11 +156,6 @@ class Champion:
     def _as_then(self, histories: Sequences) -> Sequences:
         items, types = self._then[histories.item_idx], self._type_then[histories.event_type]
         return only(replace(histories, item_idx=items, event_type=types), (items >= 0) & (types >= 0))
-
-
-def _places(ids: pa.Array, among: pa.Array) -> Items:
-    """[n], where each id stands in the other array; −1 if it is not there."""
-    return np.asarray(pc.fill_null(pc.index_in(ids, value_set=among), -1)).astype(np.int32)
 
 
 class TeacherScorer:

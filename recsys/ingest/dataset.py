@@ -236,6 +236,13 @@ class Dataset(Artifact):
         return self.sequences.item_idx[begin:stop]
 
 
+def places(ids: pa.ChunkedArray | pa.Array, among: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.int32]:
+    """[n], where each id stands among others, the first of equal ones; −1 if it is not there."""
+    others = among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among
+    found: npt.NDArray[np.int32] = pc.fill_null(pc.index_in(ids, value_set=others), -1).to_numpy(zero_copy_only=False)
+    return found
+
+
 def only(histories: Sequences, kept: npt.NDArray[np.bool_]) -> Sequences:
     """The same rows without some of their events.
 

@@ -125,6 +125,11 @@ class NightlyConfig(BaseModel):
     keep_others: int = Field(
         1, ge=0, description="nights that were kept out, held or failed whose artifacts stay, to be looked at"
     )
+    renew: bool = Field(
+        True,
+        description="after a night that the gate kept out, let the live model write lists from tonight's histories; "
+        "not where the fresh window or the log are unlike those of recent nights, or too few nights tell",
+    )
     retries: int = Field(2, ge=0, description="how often a stage is tried again after a fault of disk or network")
     retry_seconds: float = Field(
         30, ge=0, description="pause before the first of these; each next one is twice as long"

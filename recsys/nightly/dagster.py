@@ -7,8 +7,9 @@ from typing import Any, Final
 import dagster as dg
 
 from recsys.config import PipelineConfig
+from recsys.nightly.faults import is_transient
 from recsys.nightly.night import Night
-from recsys.nightly.run import STEPS, is_transient, nightly
+from recsys.nightly.run import STEPS, nightly
 
 # Each asset, the last of `STEPS` that it does, and what it is. It begins where the one before it ends.
 ASSETS: Final = {
@@ -16,7 +17,7 @@ ASSETS: Final = {
     "data": ("check", "The dataset, compared with those of the nights before."),
     "student": ("distill", "The student, which goes on from the live one; the teacher and its labels before it."),
     "lists": ("recommend", "The index, the ranker, and a list for every user."),
-    "verdict": ("gate", "Challenger, champion and baselines on the same users of the fresh window."),
+    "verdict": ("renew", "Challenger, champion and baselines on the same users of the fresh window."),
     "live": ("promote", "`<run_dir>/live` leads to this night."),
 }
 CHECKS: Final = {"data": "data_checks", "verdict": "gate"}

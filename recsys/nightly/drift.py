@@ -15,7 +15,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from recsys import schema
 from recsys.api import Run
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import Dataset, places
 from recsys.ingest.histories import hash_ids
 from recsys.ingest.profile import TOP_CATEGORIES
 from recsys.ingest.report.drift import stability_index
@@ -129,9 +129,8 @@ def event_drift(before: Dataset, now: Dataset) -> dict[str, float]:
     trained = before.item_statistics("train")["popularity"].to_numpy()
     popularity = np.zeros(before.n_items)
     popularity[: len(trained)] = trained  # items that came later stand behind
-    place = pc.index_in(now.items[schema.ITEM_ID], value_set=before.items[schema.ITEM_ID].combine_chunks())
-    known = np.asarray(pc.fill_null(place, before.n_items).combine_chunks())
-    groups = np.append(_by_popularity(popularity), GROUPS)  # an item that is new since had no training event either
+    known = places(now.items[schema.ITEM_ID], before.items[schema.ITEM_ID])
+    groups = np.append(_by_popularity(popularity), GROUPS)  # −1, the last: a new item had no training event either
     prices = [each.items["price"].to_numpy() for each in (before, now)]
     edges = _edges(prices[0], events[0])
     parts: dict[str, tuple[Sequence[Ints], int]] = {

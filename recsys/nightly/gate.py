@@ -19,6 +19,8 @@ LEAST_BYTES = 16 << 20
 LEAST_SECONDS = 60.0
 # Nights that it takes to say what is usual.
 LEAST_NIGHTS = 3
+# The checks of what all models are asked about, and of what they learn from.
+WINDOW, LOG = "fresh window", "log"
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def judge(
     live = None if champion is None else champion.values
     reasons += [_beats(challenger.values, live, name, baselines.get(name)) for name in config.baselines]
     if challenger.lists is not None:
-        reasons += _sane(challenger.lists, None if champion is None else champion.lists, config)
+        reasons += check_lists(challenger.lists, None if champion is None else champion.lists, config)
     return Verdict(all(reason.passed is not False for reason in reasons), tuple(reasons))
 
 
@@ -195,7 +197,7 @@ def _as_usual(
     """
     medians = {name: median(values) for name, values in usual.items() if len(values) >= LEAST_NIGHTS}
     best = max((name for name in baselines if name in medians), key=medians.__getitem__, default=None)
-    asked = {"fresh window": ("champion", theirs)} | ({} if best is None else {"log": (best, baselines[best])})
+    asked = {WINDOW: ("champion", theirs)} | ({} if best is None else {LOG: (best, baselines[best])})
     reasons = []
     for check, (name, values) in asked.items():
         if name in medians:
@@ -224,7 +226,23 @@ def _beats(ours: Values, champion: Values | None, name: str, theirs: Values | No
     return Reason(check, difference > 0, said, difference)
 
 
-def _sane(lists: ListFigures, before: ListFigures | None, config: GateConfig) -> list[Reason]:
+def data_are_as_usual(reasons: Sequence[Reason]) -> bool:
+    """Whether a verdict doubts neither window nor log, so that what kept the challenger out lies in itself.
+
+    Nights that are too few to say what is usual do not count as usual.
+    """
+    passed = {reason.check: reason.passed for reason in reasons}
+    return passed.get(WINDOW) is True and passed.get(LOG) is not False
+
+
+def check_lists(lists: ListFigures, before: ListFigures | None, config: GateConfig) -> list[Reason]:
+    """Whether lists are fit to be served.
+
+    Args:
+        lists: what was written.
+        before: what is served; None if nothing is.
+        config: how far they may differ.
+    """
     reasons = [
         Reason("empty lists", lists.empty == 0, f"{lists.empty:,} of {lists.users:,} users have no list", lists.empty),
         Reason(

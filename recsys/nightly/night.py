@@ -2,6 +2,8 @@
 
     <run_dir>/live -> nights/2026-11-26T020000Z     what readers open
     <run_dir>/nights/<night>/                       a run folder, and night.json
+    <run_dir>/nights/<night>/renewed/               a run folder: the lists of a night that was kept out, by the model
+                                                    that was live
     <run_dir>/nights/staged/                        the log's files as they were read, for all nights
     <run_dir>/nightly.lock                          held by the job that runs
 
@@ -35,6 +37,7 @@ NIGHTS: Final = "nights"
 NIGHT_FILE: Final = "night.json"
 LOCK_FILE: Final = "nightly.lock"
 STAGED: Final = "staged"
+RENEWED: Final = "renewed"
 
 # running: under way, or killed; abandoned: killed, and too long ago to be taken up.
 State = Literal["running", "promoted", "kept_out", "held", "failed", "abandoned"]
@@ -75,6 +78,7 @@ class Night(BaseModel):
         reasons: what the gate looked at.
         error: why it failed.
         teacher_as_of: the moment of the night that the teacher was taught in.
+        renews: where the gate kept its own model out and it serves lists even so: the night whose model they are by.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -98,11 +102,22 @@ class Night(BaseModel):
     reasons: list[Reason] = []
     error: str | None = None
     teacher_as_of: datetime | None = None
+    renews: str | None = None
 
     @property
     def exit_code(self) -> int:
         """What `recsys nightly` exits with: 0 promoted, 3 kept out by the gate, 4 held by the data checks, 1 failed."""
         return EXIT_CODES.get(self.state, 1)
+
+    @property
+    def can_be_served(self) -> bool:
+        """Whether it has lists that were found fit to be served."""
+        return self.state == "promoted" or (self.state == "kept_out" and self.renews is not None)
+
+    @property
+    def model(self) -> str:
+        """The night that made the model that it serves."""
+        return self.renews or self.name
 
     @property
     def against(self) -> list[str]:
@@ -119,6 +134,12 @@ def name_of(as_of: datetime) -> str:
 def folder_of(run_dir: Path, name: str) -> Path:
     """Where a night lies."""
     return run_dir / NIGHTS / name
+
+
+def served_folder(run_dir: Path, night: Night) -> Path:
+    """The run folder that is live when a night is."""
+    folder = folder_of(run_dir, night.name)
+    return folder if night.renews is None else folder / RENEWED
 
 
 def save(run_dir: Path, night: Night) -> None:
@@ -140,7 +161,7 @@ def load_nights(run_dir: Path) -> list[Night]:
 def live_name(run_dir: Path) -> str | None:
     """The name of the night that is live; None before the first one was promoted."""
     link = run_dir / LIVE
-    return link.readlink().name if link.is_symlink() else None
+    return link.readlink().parts[1] if link.is_symlink() else None
 
 
 def live_night(run_dir: Path) -> Night | None:
@@ -198,13 +219,13 @@ def lock(run_dir: Path, now: datetime) -> Iterator[str | None]:
             _write(file, "")
 
 
-def promote(run_dir: Path, name: str, *, instead_of: str | None) -> bool:
-    """Let `live` lead to a night, in one step that a reader or a kill sees done or not done.
+def promote(run_dir: Path, folder: Path, *, instead_of: str | None) -> bool:
+    """Let `live` lead to a run folder, in one step that a reader or a kill sees done or not done.
 
     Args:
         run_dir: of the shop.
-        name: the night.
-        instead_of: the one that must be live now.
+        folder: of a night, as `served_folder` has it.
+        instead_of: the night that must be live now.
 
     Returns:
         False, and nothing is changed, if another one is live: somebody returned to an earlier model meanwhile.
@@ -212,7 +233,7 @@ def promote(run_dir: Path, name: str, *, instead_of: str | None) -> bool:
     with _swapping(run_dir):
         if live_name(run_dir) != instead_of:
             return False
-        _swap(run_dir, name)
+        _swap(run_dir, folder)
     return True
 
 
@@ -221,48 +242,49 @@ def rollback(run_dir: Path, to: str | None = None) -> Night:
 
     Args:
         run_dir: of the shop.
-        to: the night's name; by default the one that was promoted before the live one.
+        to: the night's name; by default the one that was promoted before the live model was.
 
     Returns:
         The night that is live now.
 
     Raises:
-        InputError: there is no such night, it was never promoted, or its artifacts are not whole.
+        InputError: there is no such night, it has nothing to serve, or its artifacts are not whole.
     """
     with _swapping(run_dir):
         name = live_name(run_dir)
-        kept = [night for night in load_nights(run_dir) if night.kept and night.state == "promoted"]
-        names = [night.name for night in kept]
+        kept = {night.name: night for night in load_nights(run_dir) if night.kept and night.can_be_served}
         if to is None:
-            earlier = [each for each in names if name is None or each < name]
-            to = earlier[-1] if earlier else None
-        if to is None or to not in names:
+            model = kept[name].model if name in kept else name
+            promoted = [night.name for night in kept.values() if night.state == "promoted"]
+            to = max((each for each in promoted if model is None or each < model), default=None)
+        if to is None or to not in kept:
             raise InputError(
                 f"no night before {name} is kept" if to is None else f"no model of the night {to} is kept",
-                expected=f"one of {', '.join(names)}" if names else "a night that was promoted; none is kept",
+                expected=f"one of {', '.join(kept)}" if kept else "a night that was promoted; none is kept",
                 do="name one of them (`recsys nights` lists all)",
             )
-        check_whole(run_dir, to)
-        _swap(run_dir, to)
-    return next(night for night in kept if night.name == to)
+        folder = served_folder(run_dir, kept[to])
+        check_whole(folder)
+        _swap(run_dir, folder)
+    return kept[to]
 
 
-def check_whole(run_dir: Path, name: str) -> None:
-    """Open what a night serves.
+def check_whole(folder: Path) -> None:
+    """Open what a run folder serves.
 
     Raises:
         InputError: something is missing, truncated or unreadable.
     """
     from recsys.api import Run
 
-    run = Run(folder_of(run_dir, name))
+    run = Run(folder)
     _ = run.config, run.dataset, run.student, run.index, run.recommendations
 
 
 def remove_old(run_dir: Path, *, keep: int, keep_days: float | None, keep_others: int, now: datetime) -> list[str]:
     """Remove the artifacts of nights that are no longer kept; their records stay.
 
-    The live night stays, and so does the promoted one before it, from which readers may still be reading.
+    The live night stays, and so does the one that was served before it, from which readers may still be reading.
 
     Args:
         run_dir: of the shop.
@@ -281,7 +303,7 @@ def remove_old(run_dir: Path, *, keep: int, keep_days: float | None, keep_others
     if keep_days is not None:
         oldest = now - timedelta(days=keep_days)
         staying -= {night.name for night in promoted if night.as_of < oldest}
-    before_live = [night.name for night in promoted if live is not None and night.name < live]
+    before_live = [night.name for night in reversed(nights) if night.can_be_served and night.name < (live or "")]
     staying |= {night.name for night in nights if night.state == "running"} | {live or "", *before_live[:1]}
     removed = []
     for night in nights:
@@ -361,13 +383,12 @@ def _swapping(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _swap(run_dir: Path, name: str) -> None:
-    folder = folder_of(run_dir, name)
-    for path in (folder / "versions", folder, folder.parent):
+def _swap(run_dir: Path, folder: Path) -> None:
+    for path in (folder / "versions", folder, folder.parent, run_dir / NIGHTS):
         _sync(path)
     link = run_dir / f".{LIVE}.{os.getpid()}"
     link.unlink(missing_ok=True)
-    link.symlink_to(Path(NIGHTS) / name)
+    link.symlink_to(folder.relative_to(run_dir))
     link.replace(run_dir / LIVE)
     _sync(run_dir)
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
-import pyarrow.parquet as pq
 
 from recsys import distributed, pipeline
 from recsys.api import Run
@@ -28,17 +22,18 @@ from recsys.nightly.budget import within
 from recsys.nightly.checks import Finding, check_data, profile
 from recsys.nightly.config import StageBudget
 from recsys.nightly.drift import drift
-from recsys.nightly.gate import ListFigures, Measured, Reason, judge
+from recsys.nightly.faults import damaged, is_transient
+from recsys.nightly.figures import headline, list_figures, measured, served
+from recsys.nightly.gate import Measured, Reason, check_lists, data_are_as_usual, judge
 from recsys.nightly.history import write_history
 from recsys.nightly.night import Night, StageRecord
+from recsys.nightly.renew import TAUGHT_FILE, renew
 
 if TYPE_CHECKING:
-    from recsys.evaluation.report import Report
     from recsys.evaluation.scorers import Champion
     from recsys.student.model import Student
 
 HISTORY_FILE: Final = "history.html"
-TAUGHT_FILE: Final = "taught.parquet"
 # Stages of a night: those of a run, and what is done only here.
 NIGHT_STAGES: Final = (
     "ingest",
@@ -53,6 +48,7 @@ NIGHT_STAGES: Final = (
     "drift",
     "evaluate",
     "gate",
+    "renew",  # only where the gate keeps the challenger out
 )
 STEPS: Final = (*NIGHT_STAGES, "promote")
 # A teacher is due a little early rather than a day late, since no two nights begin at the same second.
@@ -60,23 +56,6 @@ _SLACK: Final = timedelta(hours=6)
 _WEEK: Final = 7
 # Nights that lie further apart than this have one missing between them.
 _ONE_NIGHT: Final = timedelta(hours=36)
-# Faults of disk and network that may be gone in a minute. A full disk is none, nor is what cannot be read.
-_TRANSIENT: Final = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.EIO,
-        errno.ENETUNREACH,
-        errno.ENOLCK,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 # What decides the shape of a student's weights; another shape cannot start from them.
 _SHAPE: Final = (
     "dim",
@@ -226,8 +205,8 @@ def _recover(config: PipelineConfig, now: datetime) -> None:
     for night in nights.load_nights(config.run_dir):
         if night.state == "running":
             if night.name == live:
-                night.state, night.ended = "promoted", now
-                night.notes.append("killed just after its promotion")
+                night.state, night.ended = "promoted" if night.renews is None else "kept_out", now
+                night.notes.append("killed just after its lists went live")
             elif not _is_young(night, config, now):
                 night.state, night.ended = "abandoned", now
             else:
@@ -279,7 +258,7 @@ def _begin(
     if first <= STEPS.index("check"):
         night.findings = []
     if first <= STEPS.index("gate"):
-        night.reasons = []
+        night.reasons, night.renews = [], None
     if first == 0:
         night.champion = None if live is None else live.name
     night.reached = STEPS[first - 1] if first else None
@@ -322,7 +301,7 @@ class _Job:
     @cached_property
     def champion(self) -> Run | None:
         """The live night's artifacts."""
-        return None if self.live is None else Run(nights.folder_of(self.config.run_dir, self.live.name))
+        return None if self.live is None else Run(nights.served_folder(self.config.run_dir, self.live))
 
     @cached_property
     def tonight(self) -> PipelineConfig:
@@ -340,7 +319,7 @@ class _Job:
         self.say(f"night {self.night.name}{f', start {self.night.starts}' if self.night.starts > 1 else ''}")
         if self.champion is not None:
             try:
-                nights.check_whole(self.config.run_dir, self.champion.path.name)
+                nights.check_whole(self.champion.path)
             except InputError as error:
                 raise RecsysError(
                     f"the night that is live is not whole: {error.came}\n"
@@ -367,19 +346,27 @@ class _Job:
         self._step("evaluate", self._evaluate)
         self._step("gate", self._gate)
         if any(reason.passed is False for reason in self.night.reasons):
+            if self.champion is not None and self.config.nightly.renew and data_are_as_usual(self.night.reasons):
+                self._step("renew", self._renew)
+                if self.night.renews is not None and not self._go_live():
+                    self.night.renews = None
             self.end("kept_out")
             return
         if "promote" not in self.steps:
             self.night.reached = self.steps[-1]
             nights.save(self.config.run_dir, self.night)
             return
-        nights.check_whole(self.config.run_dir, self.night.name)
-        if nights.promote(self.config.run_dir, self.night.name, instead_of=self.night.champion):
-            self.end("promoted")
-            return
+        self.end("promoted" if self._go_live() else "kept_out")
+
+    def _go_live(self) -> bool:
+        """Let `live` lead to this night's lists, if it still leads where it did when the night began."""
+        folder = nights.served_folder(self.config.run_dir, self.night)
+        nights.check_whole(folder)
+        if nights.promote(self.config.run_dir, folder, instead_of=self.night.champion):
+            return True
         moved = f"another night was made live meanwhile: {nights.live_name(self.config.run_dir)}"
         self.night.reasons.append(Reason("live", False, moved))
-        self.end("kept_out")
+        return False
 
     def end(self, state: nights.State, error: str | None = None) -> None:
         """Write down how it ended, and say it."""
@@ -581,7 +568,7 @@ class _Job:
             runtime=self.tonight.runtime(progress=self.progress),
             force=self._is_broken("evaluate"),
         )
-        rows = _headline(report, self.tonight)
+        rows = headline(report, self.tonight)
         self.night.metrics = {model: float(values.mean()) for model, values in rows.items()}
         metric = f"{self.tonight.evaluate.primary_metric}@{self.tonight.evaluate.primary_k}"
         did = ", ".join(f"{model} {value:.4f}" for model, value in self.night.metrics.items())
@@ -604,7 +591,7 @@ class _Job:
 
         run, night = self.run_so_far, self.night
         lists = night.lists = list_figures(run)
-        values = _headline(run.report, self.tonight)
+        values = headline(run.report, self.tonight)
         models = measured(run.report, values, self.tonight)
         before = None if self.live is None else self.live.lists
         verdict = judge(
@@ -621,6 +608,24 @@ class _Job:
             self.say(f"{'gate':<10} {mark} {reason.message}")
         return "promoted" if verdict.promoted else "kept out"
 
+    def _renew(self) -> str:
+        """Lists by the live model, from tonight's histories."""
+        assert self.champion is not None and self.live is not None
+        night, folder = self.night, self.folder / nights.RENEWED
+        try:
+            run = renew(self.champion, self.tonight, folder, progress=self.progress, say=self.say)
+        except InputError as error:  # shop or config have changed beyond what this model can do
+            night.notes.append(f"the live model cannot write tonight's lists: {error.came}")
+            return "not possible"
+        lists = list_figures(run)
+        unfit = [each for each in check_lists(lists, self.live.lists, self.config.nightly.gate) if each.passed is False]
+        if unfit:
+            night.notes += [f"the live model's lists of tonight are not served: {each.message}" for each in unfit]
+            return "not fit"
+        night.lists, night.renews, night.teacher_as_of = lists, self.live.model, self.live.teacher_as_of
+        night.notes.append(f"tonight's lists are by the model of {night.renews}")
+        return f"{lists.users} users"
+
     def _usual(self) -> dict[str, list[float]]:
         """By model, the figures of the nights before that came as far as the gate, a week of them at most."""
         found: dict[str, list[float]] = {}
@@ -629,81 +634,6 @@ class _Job:
                 for model, value in night.metrics.items():
                     found.setdefault(model, []).append(value)
         return {model: values[-_WEEK:] for model, values in found.items()}
-
-
-def served(config: PipelineConfig) -> str:
-    """What the report calls the model whose lists are served."""
-    return "ranker" if config.use_ranker else "student"
-
-
-def measured(report: Report, values: Mapping[str, np.ndarray], config: PipelineConfig) -> dict[str, dict[str, Any]]:
-    """The served model's and, if there is one, the champion's figures of a report: `Measured` but for the lists."""
-    rule, k = config.evaluate.primary_seen_filtered, 10
-    column = f"{config.evaluate.primary_metric}_at_{config.evaluate.primary_k}"
-    coverage = {row.model: row.value for row in report.coverage if (row.seen_filtered, row.k) == (rule, k)}
-    found: dict[str, dict[str, Any]] = {}
-    for model in (served(config), "champion"):
-        if model in values:
-            found[model] = {"values": values[model], "coverage": coverage[model], "segments": {}}
-    if "champion" in found:
-        table = report.per_segment.to_pandas()
-        table = table[(table["kind"] != "category") & table["model"].isin(list(found))]
-        for (model, segment), rows in table.groupby(["model", "segment"], observed=True):
-            found[str(model)]["segments"][str(segment)] = rows[column].to_numpy()
-    return found
-
-
-def _headline(report: Report, config: PipelineConfig) -> dict[str, np.ndarray]:
-    """Every model's per-user values of the primary metric, [n_users], in the order of user_idx."""
-    column = f"{config.evaluate.primary_metric}_at_{config.evaluate.primary_k}"
-    table = report.per_user.to_pandas()
-    table = table[table["seen_filtered"] == config.evaluate.primary_seen_filtered].sort_values("user_idx")
-    return {str(model): rows[column].to_numpy() for model, rows in table.groupby("model", observed=True, sort=False)}
-
-
-def list_figures(run: Run) -> ListFigures:
-    """What the gate looks at in a run's lists, read as a stream."""
-    lists, n, total, squares, first = run.recommendations, 0, 0.0, 0.0, 0
-    for file in [lists.file] if lists.file.is_file() else sorted(lists.file.glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(1 << 20, columns=["rank", "score"]):
-            scores = batch["score"].to_numpy(zero_copy_only=False).astype(np.float64)
-            first += int((batch["rank"].to_numpy() == 1).sum())
-            n, total, squares = n + len(scores), total + float(scores.sum()), squares + float(scores @ scores)
-    mean = total / max(n, 1)
-    variance = squares / max(n, 1) - mean**2
-    users = int(lists.counts["users"])
-    return ListFigures(
-        users=users,
-        empty=users - first,
-        full=int(lists.counts["full_lists"]),
-        spread=float(np.sqrt(max(variance, 0.0))) if np.isfinite(variance) else float("nan"),
-        bytes=sum(sum(artifact.manifest["files"].values()) for artifact in (lists, run.index)),
-        seconds=float(lists.manifest["seconds"]),
-    )
-
-
-def damaged(staged: Path) -> Iterator[Path]:
-    """The folders of kept files that a power cut or a full disk left broken."""
-    for folder in sorted(staged.iterdir()) if staged.is_dir() else []:
-        if folder.is_dir() and not folder.name.startswith("."):
-            try:
-                json.loads((folder / "look.json").read_text())
-                for file in folder.glob("*.parquet"):
-                    pq.read_metadata(file)
-            except Exception:  # whatever a broken file makes of its reader
-                yield folder
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether a fault of disk or network is behind an error that may be gone when it is tried again."""
-    words = tuple(os.strerror(code) for code in _TRANSIENT)
-    while error is not None:
-        if getattr(error, "errno", None) in _TRANSIENT or isinstance(error, ConnectionError | TimeoutError):
-            return True
-        if not isinstance(error, MemoryError) and any(word in str(error) for word in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _tell(config: PipelineConfig, night: Night) -> None:

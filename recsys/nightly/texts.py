@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recsys.artifacts import Recipe, create_npy
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import Dataset, places
 from recsys.runtime import Runtime
 from recsys.text import TextVectors, TextVectorsConfig, item_texts, text_vectors
 
@@ -58,8 +57,7 @@ def carry_text_vectors(
     if before is None or not _same_encoder(before[1], recipe):
         return text_vectors(dataset, config, out, runtime=runtime), dataset.n_items
     earlier = before[1].vectors
-    then = pc.index_in(pa.array(item_texts(dataset)), value_set=pa.array(item_texts(before[0])))
-    place = pc.fill_null(then, -1).to_numpy()
+    place = places(pa.array(item_texts(dataset)), pa.array(item_texts(before[0])))
     new, kept = np.flatnonzero(place < 0), np.flatnonzero(place >= 0)
     with recipe.build(out) as draft:
         shape = (dataset.n_items, earlier.shape[1])

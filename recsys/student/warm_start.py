@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
 from recsys import schema
 from recsys.errors import InputError
-from recsys.ingest.dataset import Dataset
+from recsys.ingest.dataset import Dataset, places
 from recsys.sequence.features import ItemFeatures
 from recsys.sequence.towers import Towers
 from recsys.student.model import Student
@@ -69,9 +67,9 @@ def warm_start(model: Towers, features: ItemFeatures, dataset: Dataset, student:
             do="train it anew without warm_start, or set these as they were",
         )
     items = pq.read_table(student.path / ITEMS_FILE)
-    found = pc.index_in(dataset.items[schema.ITEM_ID], value_set=items[schema.ITEM_ID].combine_chunks())
-    today = np.flatnonzero(np.asarray(pc.is_valid(found)))
-    then: npt.NDArray[np.int64] = np.asarray(found.drop_null(), dtype=np.int64)
+    place = places(dataset.items[schema.ITEM_ID], items[schema.ITEM_ID]).astype(np.int64)
+    today = np.flatnonzero(place >= 0)
+    then = place[today]
     for name in now.keys() - by_name - fresh:
         now[name].copy_(before[name])
     for name in by_row:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.artifacts import Recipe
-from recsys.ingest.dataset import Dataset, Ragged, Split, only
+from recsys.ingest.dataset import Dataset, Ragged, Split, only, places
 from recsys.runtime import Runtime
 from recsys.soft_labels import FILE, SoftLabels, save_ids
 from recsys.teacher.config import ScoreConfig
@@ -101,8 +101,7 @@ class _AsTaught(Dataset):
     def __init__(self, dataset: Dataset, taught: Path) -> None:
         super().__init__(dataset.path, dataset.manifest)
         items = pq.read_table(taught)
-        place = pc.fill_null(pc.index_in(dataset.items[schema.ITEM_ID], value_set=items[schema.ITEM_ID]), -1)
-        then: Ints = place.to_numpy().astype(np.int32)  # [n_items], −1: unknown
+        then: Ints = places(dataset.items[schema.ITEM_ID], items[schema.ITEM_ID])  # [n_items], −1: unknown
         self._now = np.full(len(items), -1, dtype=np.int32)
         self._now[then[then >= 0]] = np.flatnonzero(then >= 0)
         whole = dataset.sequences

@@ -31,7 +31,8 @@ from recsys.cli import app
 from recsys.errors import AlreadyRunningError, InputError, RecsysError
 from recsys.nightly import night as nights
 from recsys.nightly.budget import BudgetError
-from recsys.nightly.run import is_transient, nightly
+from recsys.nightly.faults import is_transient
+from recsys.nightly.run import nightly
 
 SECOND, THIRD = FIRST + DAY, FIRST + 2 * DAY
 
@@ -155,7 +156,7 @@ def test_kill_9_at_random_moments_leaves_what_is_live_and_the_next_start_ends_th
         served = check_served(shop.run_dir)
         assert served in (nights.name_of(SECOND), nights.name_of(THIRD))
         for name in kept:
-            nights.check_whole(shop.run_dir, name)
+            nights.check_whole(nights.folder_of(shop.run_dir, name))
     assert killed
     night = shop.night(THIRD)
     assert night.state == "promoted", night.against

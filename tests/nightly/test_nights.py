@@ -55,7 +55,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, two_nights: Shop) -> None
     (nights.folder_of(tmp_path, night.name) / nights.NIGHT_FILE).write_text('{"name": "x"')
     assert [each.name for each in nights.load_nights(tmp_path)] == [nights.name_of(START + 900 * DAY)]
     (nights.folder_of(tmp_path, night.name) / "versions").mkdir()
-    assert nights.promote(tmp_path, night.name, instead_of=None)
+    assert nights.promote(tmp_path, nights.folder_of(tmp_path, night.name), instead_of=None)
     with pytest.raises(RecsysError, match=r"night that is live cannot be read.*\n.*recsys rollback"):
         nights.live_night(tmp_path)
 
@@ -81,11 +81,12 @@ def test_the_lock_falls_with_its_process_and_says_who_was_killed(tmp_path: Path)
 
 def test_promotion_is_refused_where_another_night_is_live_than_was_thought(tmp_path: Path) -> None:
     one, two, three = (write(tmp_path, number) for number in range(3))
+    folders = [nights.folder_of(tmp_path, name) for name in (one, two, three)]
     assert nights.live_night(tmp_path) is None
-    assert nights.promote(tmp_path, one, instead_of=None)
-    assert not nights.promote(tmp_path, two, instead_of=None)
-    assert nights.promote(tmp_path, two, instead_of=one)
-    assert not nights.promote(tmp_path, three, instead_of=one)
+    assert nights.promote(tmp_path, folders[0], instead_of=None)
+    assert not nights.promote(tmp_path, folders[1], instead_of=None)
+    assert nights.promote(tmp_path, folders[1], instead_of=one)
+    assert not nights.promote(tmp_path, folders[2], instead_of=one)
     assert nights.live_name(tmp_path) == two
     assert sorted(path.name for path in tmp_path.iterdir()) == [".live.lock", "live", "nights"]
 
@@ -115,11 +116,11 @@ def test_a_reader_sees_one_run_or_the_other_during_200_promotions(two_nights: Sh
     run_dir = two_nights.copy(tmp_path / "shop").run_dir
     names = [night.name for night in nights.load_nights(run_dir)]
     code = (
-        "import sys; from pathlib import Path; from recsys.nightly.night import promote, rollback\n"
+        "import sys; from pathlib import Path; from recsys.nightly.night import folder_of, promote, rollback\n"
         "run_dir, names = Path(sys.argv[1]), sys.argv[2:]\n"
         "for n in range(100):\n"
         "    rollback(run_dir)\n"
-        "    assert promote(run_dir, names[1], instead_of=names[0])\n"
+        "    assert promote(run_dir, folder_of(run_dir, names[1]), instead_of=names[0])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(run_dir), *names])
     seen, deadline = dict.fromkeys(names, 0), time.monotonic() + 60
@@ -145,7 +146,7 @@ def test_retention_keeps_what_is_live_and_what_can_be_returned_to(
         promoted = [name for name, state in zip(names, states, strict=True) if state == "promoted"]
         live = data.draw(st.sampled_from(promoted)) if promoted else None
         if live is not None:
-            assert nights.promote(run_dir, live, instead_of=None)
+            assert nights.promote(run_dir, nights.folder_of(run_dir, live), instead_of=None)
         now = START + len(names) * DAY
 
         def remove() -> list[str]:
@@ -170,7 +171,7 @@ def test_retention_keeps_what_is_live_and_what_can_be_returned_to(
 
 def test_a_removal_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
     names = [write(tmp_path, number) for number in range(5)]
-    assert nights.promote(tmp_path, names[-1], instead_of=None)
+    assert nights.promote(tmp_path, nights.folder_of(tmp_path, names[-1]), instead_of=None)
     night = nights.load_nights(tmp_path)[0]
     night.kept = False
     nights.save(tmp_path, night)  # said, and then the kill came
