@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+# Raised when files of any artifact, or what stands in them, change so that this code cannot read earlier ones.
+FORMAT_VERSION = 2
 
 
 def hash_file(path: Path) -> str:
@@ -202,7 +203,8 @@ class Artifact:
         """Open the artifact at `path`.
 
         Raises:
-            InputError: nothing is there, the files are not those that the manifest lists, or it is of another kind.
+            InputError: nothing is there, the files are not those that the manifest lists, or it is of another kind or
+                format.
         """
         # Resolved once, so that all files read later belong to one version even when the link is swapped meanwhile.
         folder = Path(path).resolve()
@@ -225,6 +227,12 @@ class Artifact:
                 f"{path} holds a {manifest.get('kind')!r} artifact",
                 expected=f"a {cls.kind!r} artifact",
                 do="correct the path",
+            )
+        if manifest.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"{path} was written in format {manifest.get('format')}, by recsys {manifest.get('recsys')}",
+                expected=f"format {FORMAT_VERSION}, which recsys {__version__} reads and writes",
+                do=f"write the artifact again: `recsys run --from {cls.stage}`",
             )
         for name, size in manifest["files"].items():
             file = folder / name

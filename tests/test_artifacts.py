@@ -198,6 +198,11 @@ def test_open_says_what_is_wrong(tmp_path: Path) -> None:
     thing = build(RECIPE, out, "hello")
     with pytest.raises(InputError, match="holds a 'thing' artifact"):
         Other.open(out)
+    manifest = json.loads((thing.path / MANIFEST).read_text())
+    (thing.path / MANIFEST).write_text(json.dumps(manifest | {"format": 1, "recsys": "0.0.9"}))
+    with pytest.raises(InputError, match=r"was written in format 1, by recsys 0\.0\.9\n  expected: format \d+, which"):
+        Thing.open(out)
+    (thing.path / MANIFEST).write_text(json.dumps(manifest))
     with (thing.path / "part" / "data.txt").open("r+") as file:
         file.truncate(3)
     with pytest.raises(InputError, match=r"part/data\.txt is missing or truncated\n  expected: 5 bytes"):
