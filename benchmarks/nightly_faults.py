@@ -72,6 +72,8 @@ def main() -> int:
     parser.add_argument("--teacher", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder in it goes away after)")
     options = parser.parse_args()
+    for name in [name for name in os.environ if name.startswith("RECSYS_")]:
+        del os.environ[name]  # would say where another shop's data is
     to, figures = sys.stderr if options.json else sys.stdout, list[Figure]()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
