@@ -5,6 +5,7 @@
     python benchmarks/nightly_faults.py --only kills --kills 20     # four minutes
     python benchmarks/nightly_faults.py --only faults readers       # four minutes
     python benchmarks/nightly_faults.py --only stages --scales 1 --teacher off
+    python benchmarks/nightly_faults.py --only stages --scales 10 --set distill.epochs=2 --set nightly.warm_epochs=1
 
 All but `stages` is done on the sample shop with 200 items, 300 users and 9,000 events, whose log grows by a file a day.
 Each trial works on a copy of it after two nights, and starts the `recsys` command in a process of its own.
@@ -70,6 +71,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scales", nargs="+", type=int, default=[1, 10], help="sizes of `stages`, in sample shops")
     parser.add_argument("--teacher", nargs="+", choices=("off", "on"), default=["off", "on"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config of `stages`")
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder in it goes away after)")
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("RECSYS_")]:
@@ -90,7 +92,7 @@ def main() -> int:
         if "stages" in options.only:
             for scale in options.scales:
                 for teacher in options.teacher:
-                    found = stages(work / f"{scale}_{teacher}", scale, use_teacher=teacher == "on")
+                    found = stages(work / f"{scale}_{teacher}", scale, options.set, use_teacher=teacher == "on")
                     print(by_stage(found), end="\n\n", file=to)
                     figures += found
     return report(figures, as_json=options.json)
@@ -516,7 +518,7 @@ def readers(shop: Shop, folder: Path) -> list[Figure]:
 # ---- stages ---------------------------------------------------------------------------------------------------------
 
 
-def stages(folder: Path, scale: int, *, use_teacher: bool) -> list[Figure]:
+def stages(folder: Path, scale: int, overrides: Sequence[str], *, use_teacher: bool) -> list[Figure]:
     """What a night takes."""
     settings = tomllib.loads(SAMPLE_TOML.read_text())
     for key in ("name", "data", "run_dir"):
@@ -530,7 +532,7 @@ def stages(folder: Path, scale: int, *, use_teacher: bool) -> list[Figure]:
     for which, as_of in (("first", end - DAY), ("night", end)):
         load = os.getloadavg()[0]
         started = time.perf_counter()
-        done = nightly(shop, as_of, "--json")
+        done = nightly(shop, as_of, "--json", *(each for override in overrides for each in ("--set", override)))
         whole = time.perf_counter() - started
         if not done.stdout:
             raise RecsysError(f"the night came to nothing\n{done.stderr}")
