@@ -272,6 +272,8 @@ def _standing(night: Night | None) -> int:
         return 0
     if night.state == "held":
         return STEPS.index("check")
+    if night.reached == "gate":  # whether it was kept out stands in its reasons; if not, there is nothing to renew
+        return STEPS.index("promote")
     return STEPS.index(night.reached) + 1
 
 

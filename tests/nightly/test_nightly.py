@@ -171,7 +171,7 @@ def test_a_night_that_was_killed_right_after_its_promotion_counts_as_promoted(sh
     night.state, night.ended = "running", None
     nights.save(shop.run_dir, night)
     assert shop.night(SECOND).state == "promoted"
-    assert shop.record(SECOND).notes == ["killed just after its promotion"]
+    assert shop.record(SECOND).notes == ["killed just after its lists went live"]
 
 
 def test_by_default_a_night_is_for_now_and_a_young_one_that_was_not_finished_is_taken_up(shop: Shop) -> None:

@@ -92,6 +92,14 @@ def test_yesterdays_lists_stay_where_the_data_may_be_at_fault(known: Shop, usual
     assert "renew" not in [stage.stage for stage in night.stages]
 
 
+def test_in_parts_a_night_that_was_killed_after_the_gate_does_not_go_live(known: Shop) -> None:
+    night = known.night(THIRD, *RUINED, "nightly.renew=false")
+    night.state = "running"  # as the record says between gate and end
+    nights.save(known.run_dir, night)
+    night = known.night(THIRD, *RUINED, since="promote")
+    assert (night.state, night.renews, known.live) == ("kept_out", None, nights.name_of(SECOND))
+
+
 def test_it_can_be_left_out(known: Shop) -> None:
     night = known.night(THIRD, *RUINED, "nightly.renew=false")
     assert (night.state, night.renews, known.live) == ("kept_out", None, nights.name_of(SECOND))
