@@ -22,7 +22,7 @@ from recsys import schema
 from recsys.errors import InputError
 from recsys.evaluation.asked import next_only, seen_keys, unseen_targets
 from recsys.evaluation.metrics import METRICS, Bools, Metric, Values, metrics_at
-from recsys.ingest.dataset import Dataset, Part, Ragged
+from recsys.ingest.dataset import Dataset, Part, Ragged, places
 
 Items = npt.NDArray[np.integer[Any]]
 Order = npt.NDArray[np.integer[Any] | np.floating[Any]]
@@ -100,7 +100,7 @@ def score_lists(
     _check_table(recommendations, by)
     chosen = _chosen(ks, metrics)
     user_id, item_id = (pc.cast(recommendations[name], pa.string()) for name in (schema.USER_ID, schema.ITEM_ID))
-    user, item = _codes(user_id, dataset.users[schema.USER_ID]), _codes(item_id, dataset.items[schema.ITEM_ID])
+    user, item = places(user_id, dataset.users[schema.USER_ID]), places(item_id, dataset.items[schema.ITEM_ID])
     order = recommendations[by].to_numpy()
     order = order if by == "rank" else -order.astype(np.float64)
 
@@ -316,12 +316,6 @@ def _chosen(ks: Iterable[int], names: Sequence[str] | None) -> list[Metric]:
     if not ks or min(ks) < 1:
         raise InputError(f"ks = {ks}", expected="at least one list length, from 1 on")
     return [metric for metric in metrics_at(ks) if metric.name in names]
-
-
-def _codes(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    """The place of each id among the known ones, [n] int32; −1 for those that are not among them."""
-    codes: npt.NDArray[np.int32] = pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy()
-    return codes
 
 
 def _distinct(ids: pa.ChunkedArray, where: Bools) -> int:

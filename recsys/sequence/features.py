@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recsys.ingest.dataset import Dataset
 from recsys.items import category_codes, centred_vectors, group_codes
+from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
+from recsys.text import TextVectorsConfig, text_vectors
 
 PRICES: Final = 16  # quantiles
 
@@ -27,6 +31,19 @@ class ItemFeatures:
 
     text: npt.NDArray[np.float32] | None = None
     groups: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+
+def towers_texts(
+    dataset: Dataset, config: TowersConfig, out: Path, *, runtime: Runtime
+) -> npt.NDArray[np.float32] | None:
+    """[n_items, width] sentence vectors for towers that are written to `out`, beside which they lie.
+
+    None where `config` reads no texts.
+    """
+    if not config.use_text:
+        return None
+    encoder = TextVectorsConfig(encoder=config.encoder)
+    return text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
 
 
 def item_features(items: pa.Table, text: npt.NDArray[np.float32] | None, config: TowersConfig) -> ItemFeatures:

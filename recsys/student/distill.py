@@ -17,7 +17,7 @@ from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, Sequences
 from recsys.ingest.windows import Windows, sliding_windows
 from recsys.runtime import Runtime
-from recsys.sequence.features import ItemFeatures, item_features
+from recsys.sequence.features import ItemFeatures, item_features, towers_texts
 from recsys.sequence.towers import Towers
 from recsys.sequence.train import MODULES, ItemVectors, Validation, train_towers
 from recsys.soft_labels import Rows, SoftLabels, joined
@@ -29,7 +29,6 @@ from recsys.student.losses.feature_matching import feature_matching
 from recsys.student.losses.listwise_kl import standardize
 from recsys.student.model import Student
 from recsys.student.warm_start import save_items, warm_start
-from recsys.text import TextVectorsConfig, text_vectors
 
 
 def distill(
@@ -87,10 +86,7 @@ def distill(
         distill_on_spark(dataset, soft_labels, config, out, out.parent / "work" / "spark", runtime, force=force)
         return Student.open(out)
     if force or not distributed.from_first(recipe.is_current(out)):
-        text = None
-        if config.use_text:
-            encoder = TextVectorsConfig(encoder=config.encoder)
-            text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
+        text = towers_texts(dataset, config, out, runtime=runtime)
         with recipe.build(out) as draft:
             _train(dataset, tables, text, earlier, config, draft, runtime)
     return Student.open(out)

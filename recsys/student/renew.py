@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from recsys import schema
 from recsys.artifacts import Recipe, save_npy
 from recsys.errors import InputError
 from recsys.ingest.dataset import Dataset, places
 from recsys.runtime import Runtime
-from recsys.sequence.features import item_features
+from recsys.sequence.features import item_features, towers_texts
 from recsys.sequence.towers import Towers
 from recsys.sequence.train import MODULES
 from recsys.student.model import Student
 from recsys.student.warm_start import save_items, warm_start
-from recsys.text import TextVectorsConfig, text_vectors
 
 
 def renew(student: Student, then: Dataset, now: Dataset, out: Path, *, runtime: Runtime = Runtime()) -> Student:
@@ -55,10 +55,7 @@ def renew(student: Student, then: Dataset, now: Dataset, out: Path, *, runtime: 
         modules=(*MODULES, "recsys.student.model", "recsys.student.renew", "recsys.student.warm_start"),
     )
     if not recipe.is_current(out):
-        text = None
-        if config.use_text:
-            encoder = TextVectorsConfig(encoder=config.encoder)
-            text = text_vectors(now, encoder, out.parent / "text_vectors", runtime=runtime).vectors
+        text = towers_texts(now, config, out, runtime=runtime)
         features = item_features(now.items, text, config)
         with recipe.build(out) as draft, torch.inference_mode():
             towers = Towers(
@@ -68,8 +65,9 @@ def renew(student: Student, then: Dataset, now: Dataset, out: Path, *, runtime: 
                 n_event_types=len(now.event_types),
             ).eval()
             draft.counts |= {"items": now.n_items, "items_known_before": warm_start(towers, features, now, student)}
-            longest = {"user.longest": load_file(student.path / "weights.safetensors")["user.longest"]}
-            weights = towers.state_dict() | longest
+            weights = towers.state_dict()
+            with safe_open(student.path / "weights.safetensors", "pt") as before:
+                weights["user.longest"] = before.get_tensor("user.longest")
             vectors = towers.items().numpy()
             place = places(now.items[schema.ITEM_ID], then.items[schema.ITEM_ID])
             vectors[place >= 0] = student.item_vectors[place[place >= 0]]

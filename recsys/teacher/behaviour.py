@@ -25,11 +25,10 @@ from recsys.evidence import Floats
 from recsys.ingest.dataset import Dataset, Sequences, take
 from recsys.runtime import Runtime
 from recsys.sequence.config import TowersConfig
-from recsys.sequence.features import item_features
+from recsys.sequence.features import item_features, towers_texts
 from recsys.sequence.towers import UserTower, encode_users
 from recsys.sequence.train import MODULES, Validation, train_towers
 from recsys.teacher.config import BehaviourConfig
-from recsys.text import TextVectorsConfig, text_vectors
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,7 @@ def train_behaviour(
         modules=(*MODULES, "recsys.teacher.behaviour"),
     )
     if not distributed.from_first(recipe.is_current(out)):
-        text = None
-        if config.use_text:
-            encoder = TextVectorsConfig(encoder=config.encoder)
-            text = text_vectors(dataset, encoder, out.parent / "text_vectors", runtime=runtime).vectors
+        text = towers_texts(dataset, config, out, runtime=runtime)
         with recipe.build(out) as draft:
             _train(dataset, text, config, draft, runtime)
     return BehaviourTowers.open(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,9 +118,9 @@ def test_a_night_killed_at_the_last_step_is_ended_by_the_next_start(
 ) -> None:
     swap, write = nights.promote, nights.save
 
-    def killed(*given: object, **options: object) -> bool:
+    def killed(*given: Any, **options: Any) -> bool:
         if live:
-            swap(*given, **options)  # type: ignore[arg-type]
+            swap(*given, **options)
         monkeypatch.setattr(nights, "save", lambda *_: None)  # what is dead writes nothing
         raise KeyboardInterrupt
 
@@ -138,9 +139,9 @@ def test_a_night_killed_at_the_last_step_is_ended_by_the_next_start(
 def test_who_rolls_back_meanwhile_is_obeyed(known: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     renewed = job.renew
 
-    def slow(*given: object, **options: object) -> Run:
+    def slow(*given: Any, **options: Any) -> Run:
         nights.rollback(known.run_dir)
-        return renewed(*given, **options)  # type: ignore[arg-type]
+        return renewed(*given, **options)
 
     monkeypatch.setattr(job, "renew", slow)
     night = known.night(THIRD, *RUINED)
